@@ -1,0 +1,52 @@
+"""The exceptions that soaprl raises.
+
+One small tree: catch `SoaprlError` for everything a user can mend. A message says what was expected,
+what was found, in which object, and what to do. Broken invariants of our own are plain `AssertionError`s.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SoaprlError(Exception):
+    """Base of every error that a user can mend; the command line prints it and exits with 2."""
+
+
+class GraphError(SoaprlError, ValueError):
+    """An operator graph, or the file that holds it, is malformed."""
+
+
+class CaptureError(SoaprlError, RuntimeError):
+    """A PyTorch model could not be turned into an operator graph."""
+
+
+class ClusterError(SoaprlError, ValueError):
+    """A cluster name, cluster file or topology is wrong."""
+
+
+class StrategyError(SoaprlError, ValueError):
+    """A strategy does not fit its graph or cluster, or its file is malformed."""
+
+
+class CostError(SoaprlError, ValueError):
+    """A cost model cannot answer for an operator, shard or device."""
+
+
+class SimulationError(SoaprlError, ValueError):
+    """A problem cannot be simulated."""
+
+
+class SearchError(SoaprlError, ValueError):
+    """A search was asked for something it cannot do."""
+
+
+class UnknownNameError(SoaprlError, LookupError):
+    """A name is not among the known ones."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for `name`, with the closest known names and where to list them all."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return UnknownNameError(f"unknown {what} {name!r}.{hint} Known: {', '.join(choices) or '(none)'}.")
