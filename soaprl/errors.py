@@ -40,6 +40,10 @@ class SearchError(SoaprlError, ValueError):
     """A search was asked for something it cannot do."""
 
 
+class OutputError(SoaprlError, OSError):
+    """A file cannot be written."""
+
+
 class UnknownNameError(SoaprlError, LookupError):
     """A name is not among the known ones."""
 

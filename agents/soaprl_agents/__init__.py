@@ -1,1 +1,1 @@
-"""Part of soaprl."""
+"""Learned policies that propose strategies; empty in this release."""

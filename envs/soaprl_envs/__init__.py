@@ -1,1 +1,1 @@
-"""Part of soaprl."""
+"""Reinforcement-learning environments over the simulator; empty in this release."""

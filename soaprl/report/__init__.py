@@ -1,1 +1,1 @@
-"""Part of soaprl."""
+"""What people read: tables that set strategies side by side."""
