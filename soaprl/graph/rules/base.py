@@ -117,6 +117,8 @@ class Dim:
         div: Denominator of the affine map.
         add_first: Added for the first index.
         add_last: Added for the last index.
+        outer: Labels outside `label`: the dimension is the row-major product of `labels`, and the affine map
+            is the identity.
     """
 
     label: str | None
@@ -124,11 +126,22 @@ class Dim:
     div: int = 1
     add_first: int = 0
     add_last: int = 0
+    outer: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether indices of the dimension and of the label are the same numbers."""
-        return self.label is not None and (self.mul, self.div, self.add_first, self.add_last) == (1, 1, 0, 0)
+        return self.affine_identity and self.label is not None and not self.outer
+
+    @property
+    def affine_identity(self) -> bool:
+        """Whether the affine map does nothing."""
+        return (self.mul, self.div, self.add_first, self.add_last) == (1, 1, 0, 0)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the dimension, outermost first; empty if it is whole."""
+        return () if self.label is None else (*self.outer, self.label)
 
 
 WHOLE = Dim(label=None)
@@ -137,6 +150,11 @@ WHOLE = Dim(label=None)
 def plain(label: str) -> Dim:
     """The dimension is the label."""
     return Dim(label=label)
+
+
+def product(*labels: str) -> Dim:
+    """The dimension is the row-major product of `labels`, outermost first."""
+    return Dim(label=labels[-1], outer=labels[:-1])
 
 
 def window(label: str, *, kernel: int, stride: int, padding: int, dilation: int = 1) -> Dim:
@@ -174,6 +192,7 @@ class Rule:
         saves_arguments: For each tensor argument, whether the backward pass reads it.
         saves_results: For each result, whether the backward pass reads it.
         internal_bytes: Memory traffic of the forward pass beyond arguments and results (gates of an LSTM).
+            Negative where a call touches only some rows of an argument that it names (embedding).
         internal_saved_bytes: Bytes kept for the backward pass beyond arguments and results (masks, gates).
         num_kernels: Kernels launched in the forward pass.
         matmul: Whether the FLOPs run on matrix units.
