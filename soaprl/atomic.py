@@ -28,15 +28,20 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     # In the same folder, because a rename is atomic only within one file system.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        _write_and_rename(content, temporary, target)
     except OSError as error:
         raise OutputError(
             f"cannot write {str(path)!r}: {error.strerror or error}. "
             "Name a file in a folder that exists and that you may write to."
         ) from error
+
+
+def _write_and_rename(content: bytes, temporary: Path, target: Path) -> None:
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
