@@ -113,8 +113,6 @@ class Dim:
 
     Attributes:
         label: The label, or None: every task touches the whole dimension.
-        inner: Further labels of a plain dimension that is the row-major product of `label` and these (the
-            channels of a grouped convolution: group, then channel within the group).
         mul: Numerator of the affine map.
         div: Denominator of the affine map.
         add_first: Added for the first index.
@@ -149,9 +147,9 @@ class Dim:
 WHOLE = Dim(label=None)
 
 
-def plain(label: str, *inner: str) -> Dim:
-    """The dimension is the label, or the row-major product of several."""
-    return Dim(label=label, inner=inner)
+def plain(label: str) -> Dim:
+    """The dimension is the label."""
+    return Dim(label=label)
 
 
 def product(*labels: str) -> Dim:
