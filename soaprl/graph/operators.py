@@ -143,7 +143,7 @@ class Ref:
     layout: tuple[tuple[int | Broadcast, ...], ...] | None = None
 
 
-Argument: TypeAlias = "Ref | None | bool | int | float | str | tuple[Argument, ...]"
+Argument: TypeAlias = "Ref | bool | int | float | str | tuple[Argument, ...] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
