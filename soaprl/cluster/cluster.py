@@ -50,12 +50,16 @@ class Link:
         bandwidth_bytes_per_s: Bytes per second in this direction.
         latency_s: Time that the first byte takes.
         provenance: Where the numbers come from.
+        source: Name of the device or switch where it begins; empty for a link that is only in listed routes.
+        target: Name of the device or switch where it ends.
     """
 
     name: str
     bandwidth_bytes_per_s: float
     latency_s: float
     provenance: str = ""
+    source: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,8 @@ def collective_scratch(tables: ClusterTables) -> CollectiveScratch:
 def transfer_time(tables: ClusterTables, source: int, target: int, num_bytes: float) -> float:
     """Seconds of a transfer of `num_bytes` on an idle route; 0 from a device to itself."""
     route = source * tables.num_devices + target
-    return tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route]
+    time_s: float = tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route]
+    return time_s
 
 
 @kernel
@@ -78,7 +79,8 @@ def _send(
             scratch.links[row, scratch.num_links[row]] = link
             scratch.num_links[row] += 1
         scratch.busy_s[row, link] += num_bytes / tables.link_bandwidth_bytes_per_s[link]
-    return tables.route_latency_s[route]
+    latency_s: float = tables.route_latency_s[route]
+    return latency_s
 
 
 @kernel
@@ -259,7 +261,7 @@ def _offered(
 @kernel
 def _finish(scratch: CollectiveScratch, row: int, links: IntArray, busy_s: FloatArray) -> int:
     """Move a row into the caller's arrays; returns how many links it has."""
-    count = scratch.num_links[row]
+    count: int = scratch.num_links[row]
     for k in range(count):
         links[k] = scratch.links[row, k]
         busy_s[k] = scratch.busy_s[row, links[k]]
