@@ -3,7 +3,7 @@
 | kind | inside a node | between nodes |
 |---|---|---|
 | k80 | PCIe switches with a pair of dies each, joined by the host | one FDR NIC a node, on the host |
-| p100 | an NVLink for each pair up to 4 GPUs; DGX-1 hybrid cube mesh up to 8 | one EDR NIC a node, on the host |
+| p100 | an NVLink for each pair up to 4; DGX-1 hybrid cube mesh up to 8 | one EDR NIC a node, on the host |
 | v100 | a double NVLink for each pair up to 4; DGX-1 hybrid cube mesh up to 8 | one EDR NIC for two GPUs |
 | a100 h100 h200 b200 | NVSwitch: one port a GPU and direction | one NIC a GPU |
 | cpu | loopback of one machine: one port a process and direction | 10 Gb/s Ethernet, one NIC a node |
@@ -187,7 +187,7 @@ def preset_kinds() -> tuple[PresetKind, ...]:
         ),
         PresetKind(
             name="v100", max_devices_per_node=8, wiring=_v100_node,
-            description="V100 with direct NVLinks (hybrid cube mesh above 4), an EDR InfiniBand NIC a GPU pair",
+            description="V100 with direct NVLinks (hybrid cube mesh above 4), an EDR InfiniBand NIC for two",
         ),
         PresetKind(
             name="a100", max_devices_per_node=16, wiring=_switched_node(nvlink3, hdr),

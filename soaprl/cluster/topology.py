@@ -8,6 +8,7 @@ Implemented in `_routes_from`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 
 from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
@@ -156,7 +157,7 @@ def _check(
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise ClusterError(f"cluster {name!r}: device name {twice!r} is there twice; names must differ.")
-    if any(later.node < earlier.node for earlier, later in zip(devices, devices[1:], strict=False)):
+    if any(later.node < earlier.node for earlier, later in pairwise(devices)):
         raise ClusterError(f"cluster {name!r}: devices must be grouped by node, in ascending order.")
     for kind in device_types:
         _check_type(name, kind)
