@@ -191,7 +191,11 @@ class ToyBuilder:
     def build(self, name: str = "toy") -> OperatorGraph:
         """The graph of everything that was added, in order."""
         return OperatorGraph(
-            name=name, batch_size=self.sample, tensors=tuple(self.tensors), operators=tuple(self.operators)
+            name=name,
+            batch_size=self.sample,
+            tensors=tuple(self.tensors),
+            operators=tuple(self.operators),
+            loss=self.operators[-1].outputs[0].tensor,
         )
 
 

@@ -69,6 +69,7 @@ class OperatorBuilder:
         )
 
     def build(self) -> Operator:
+        """The operator."""
         groups: dict[str, list[Access]] = {"input": [], "parameter": [], "buffer": []}
         refs = []
         for k in range(len(self.arguments)):

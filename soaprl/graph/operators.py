@@ -8,7 +8,7 @@ works on are made of the refined dimensions of the stored tensor (its `layout`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from math import prod
@@ -130,11 +130,14 @@ class Ref:
     """A tensor argument inside an operator's body.
 
     Attributes:
-        source: ``input``, ``parameter``, ``buffer`` or ``call`` (an earlier result of the same body).
-        index: Index into the operator's inputs, parameters or buffers, or of the call in the body.
+        source: ``input``, ``parameter``, ``buffer``, ``call`` (an earlier result of the same body), or
+            ``tensor`` (in a constant's call).
+        index: Index into the operator's inputs, parameters or buffers, of the call in the body, or of the
+            graph's tensor.
         result: Which result of that call; 0 for the others.
         layout: For a call, how the argument's dimensions are made of the refined dimensions of its result
-            (the factors of its `DimUse`s in order); None for the others, whose `Access` has it.
+            (the factors of its `DimUse`s in order); for a tensor, of the tensor's; None for the others, whose
+            `Access` has it.
     """
 
     source: str
@@ -254,6 +257,10 @@ class OperatorGraph:
         batch_size: Global batch size that the shapes belong to.
         tensors: All tensors.
         operators: Topologically sorted: producers before consumers.
+        loss: Index of the tensor that is minimized.
+        constants: Calls that make constants, in order; every rank runs them. Their references have the source
+            ``tensor``, the index of a tensor (a constant or a buffer) and a layout.
+        constant_results: For each of these calls, the tensor indices of its results.
         notes: What capture and coarsening did and had to assume, for people.
     """
 
@@ -261,7 +268,10 @@ class OperatorGraph:
     batch_size: int
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
-    notes: tuple[str, ...] = field(default=())
+    loss: int
+    constants: tuple[Call, ...] = ()
+    constant_results: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def producer(self) -> dict[int, int]:

@@ -1,0 +1,141 @@
+"""Capture: a PyTorch model to a `Program`, through `torch.export` on fake tensors.
+
+No weights are allocated: the factory runs under `FakeTensorMode`. It runs twice, with two batch sizes, to see
+which dimensions of its inputs grow with the batch.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from soaprl.errors import CaptureError
+from soaprl.graph.capture.nodes import import_program
+from soaprl.graph.program import Program
+
+Factory = Callable[[int], tuple[Any, ...]]
+
+
+class WithStandInLoss(nn.Module):
+    """A model that returns no scalar, with the mean square of its floating-point outputs as the loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """The sum over the outputs of the mean of their squares."""
+        outputs = pytree.tree_leaves(self.model(*args, **kwargs))
+        squares = [
+            o.square().mean() for o in outputs if isinstance(o, torch.Tensor) and o.is_floating_point()
+        ]
+        if not squares:
+            raise CaptureError("the model returns no floating-point tensor, so there is nothing to train")
+        return torch.stack(squares).sum() if len(squares) > 1 else squares[0]
+
+
+def capture(factory: Factory, batch_size: int, *, name: str) -> Program:
+    """Captures the model that `factory` makes.
+
+    Args:
+        factory: ``factory(batch_size)`` returns ``(module, args)`` or ``(module, args, kwargs)``.
+        batch_size: Global batch size.
+        name: Names the model in results.
+
+    Raises:
+        CaptureError: The factory or the model fails, or the model cannot be exported.
+    """
+    if batch_size < 1:
+        raise CaptureError(f"the batch size must be at least 1, found {batch_size}")
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")
+        module, args, kwargs = _call_factory(factory, batch_size, name)
+        sample_dims, notes = _sample_dims(factory, batch_size, name, (args, kwargs))
+        module.train()
+        wrapped = not _returns_scalar(module, args, kwargs, name)
+        if wrapped:
+            module = WithStandInLoss(module)
+            notes.append("the model returns no scalar: the mean square of its outputs stands in for the loss")
+        exported = _export(module, args, kwargs, name)
+    return import_program(
+        exported,
+        name=name,
+        batch_size=batch_size,
+        sample_dims=sample_dims,
+        aliases=_tied_parameters(module),
+        prefix="model." if wrapped else "",
+        notes=tuple(notes),
+    )
+
+
+def _call_factory(
+    factory: Factory, batch_size: int, name: str
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    try:
+        made = factory(batch_size)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the factory of {name} raised {type(error).__name__} for batch size {batch_size}: {error}"
+        ) from error
+    expected = "expected (module, args) or (module, args, kwargs) from factory(batch_size)"
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        found = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise CaptureError(f"the factory of {name} returned {found}; {expected}")
+    module, args = made[0], made[1]
+    kwargs = made[2] if len(made) == 3 else {}
+    if not isinstance(module, nn.Module) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        types = ", ".join(type(part).__name__ for part in made)
+        raise CaptureError(
+            f"the factory of {name} returned ({types}); {expected}, with a torch.nn.Module, a tuple and a dict"
+        )
+    return module, args, kwargs
+
+
+def _sample_dims(
+    factory: Factory, batch_size: int, name: str, inputs: tuple[Any, ...]
+) -> tuple[tuple[tuple[int, ...], ...], list[str]]:
+    """For each tensor among the inputs, the dimensions that grow with the batch size."""
+    first = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    _, args, kwargs = _call_factory(factory, 2 * batch_size, name)
+    second = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    dims = tuple(
+        tuple(d for d, (a, b) in enumerate(zip(x.shape, y.shape, strict=False)) if b == 2 * a)
+        for x, y in zip(first, second, strict=False)
+    )
+    if not any(dims):
+        return ((),) * len(first), ["no input grows with the batch size: nothing can be split by sample"]
+    return dims, []
+
+
+def _returns_scalar(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bool:
+    try:
+        output = module(*args, **kwargs)
+    except Exception as error:
+        raise CaptureError(f"the forward of {name} raised {type(error).__name__}: {error}") from error
+    return isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> ExportedProgram:
+    try:
+        return torch.export.export(module, args, kwargs, strict=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"{name} cannot be exported ({type(error).__name__}: {reason}). Its forward must not depend on "
+            "the values of tensors (no .item(), no branches on data)"
+        ) from error
+
+
+def _tied_parameters(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter name, the first name and then all other names of the same parameter."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in names.values() for name in group}
