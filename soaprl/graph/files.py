@@ -1,7 +1,7 @@
 """Saved operator graphs: JSON, plain or gzipped, that load without torch.
 
-The content is the dataclasses of `soaprl.graph.operators` field by field. Spans and dimension uses, of which a
-graph has thousands of equal ones, are stored as short lists.
+The content is the dataclasses of `soaprl.graph.operators` field by field. Spans and dimension uses, of which
+a graph has thousands, are stored as short lists.
 """
 
 import gzip
@@ -10,7 +10,7 @@ import json
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soaprl.atomic import write_bytes_atomic
 from soaprl.errors import GraphError
@@ -28,6 +28,9 @@ from soaprl.graph.operators import (
     TensorRole,
     Term,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = "soaprl-graph"
 VERSION = 1
@@ -80,11 +83,11 @@ def graph_to_dict(graph: OperatorGraph) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, **_record(graph)}
 
 
-def _record(item: Any) -> dict[str, Any]:
+def _record(item: "DataclassInstance") -> dict[str, Any]:
     return {f.name: _plain(getattr(item, f.name)) for f in fields(item)}
 
 
-def _plain(item: Any) -> Any:
+def _plain(item: object) -> object:
     if isinstance(item, Enum):
         return item.value
     if isinstance(item, Span):
@@ -97,7 +100,7 @@ def _plain(item: Any) -> Any:
         return {"broadcast": [item.factor, item.extent]}
     if isinstance(item, Ref):
         return {"ref": [item.source, item.index, item.result, _plain(item.layout)]}
-    if is_dataclass(item):
+    if is_dataclass(item) and not isinstance(item, type):
         return _record(item)
     if isinstance(item, tuple):
         return [_plain(i) for i in item]
@@ -160,7 +163,7 @@ def _terms(items: list[list[Any]]) -> tuple[Term, ...]:
     return tuple(Term(coefficient=coefficient, factors=tuple(factors)) for coefficient, factors in items)
 
 
-def _argument(item: Any) -> Argument:
+def _argument(item: object) -> Argument:
     if isinstance(item, list):
         return tuple(_argument(i) for i in item)
     if isinstance(item, dict):
@@ -168,7 +171,8 @@ def _argument(item: Any) -> Argument:
         return Ref(
             source=source, index=index, result=result, layout=None if layout is None else _layout(layout)
         )
-    return item  # type: ignore[no-any-return]
+    assert item is None or isinstance(item, bool | int | float | str), "JSON has no other values"
+    return item
 
 
 def _uses(items: list[list[Any]]) -> tuple[DimUse, ...]:

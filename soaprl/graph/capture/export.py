@@ -93,7 +93,7 @@ def _call_factory(
     if not isinstance(module, nn.Module) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
         types = ", ".join(type(part).__name__ for part in made)
         raise CaptureError(
-            f"the factory of {name} returned ({types}); {expected}, with a torch.nn.Module, a tuple and a dict"
+            f"the factory of {name} returned ({types}); {expected}: a torch.nn.Module, a tuple, a dict"
         )
     return module, args, kwargs
 
