@@ -128,7 +128,7 @@ _CONVOLUTIONAL = (
         source="torchvision, inception_v3 without the auxiliary classifier (27,161,264 with it)",
         optimizer="sgd",
         factory="soaprl.graph.zoo.inception:inception_v3",
-        options={"num_classes": 1000, "image_size": 299, "dropout": 0.5},
+        options={"num_classes": 1000, "width": 32, "image_size": 299, "dropout": 0.5},
     ),
     ZooModel(
         name="resnet-101",
@@ -270,6 +270,7 @@ _OTHERS = (
             "num_chosen": 2,
             "vocabulary": 32_000,
             "sequence": 512,
+            "dropout": 0.1,
         },
     ),
 )

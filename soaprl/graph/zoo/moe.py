@@ -51,10 +51,12 @@ class MixtureLanguageModel(nn.Module):
         num_chosen: int,
         vocabulary: int,
         sequence: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.empty(sequence, width).normal_(std=0.02))
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.Sequential(
             *(
                 PreNormBlock(
@@ -62,7 +64,7 @@ class MixtureLanguageModel(nn.Module):
                     num_heads,
                     MixtureOfExperts(width, 4 * width, num_experts=num_experts, num_chosen=num_chosen),
                     causal=True,
-                    dropout=0.0,
+                    dropout=dropout,
                 )
                 for _ in range(num_layers)
             )
@@ -73,7 +75,7 @@ class MixtureLanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The loss for `tokens` and the tokens that follow them, both of shape (batch, sequence)."""
-        x = self.embedding(tokens) + self.position  # (batch, sequence, width)
+        x = self.dropout(self.embedding(tokens) + self.position)  # (batch, sequence, width)
         return token_cross_entropy(self.output(self.norm(self.layers(x))), targets)
 
 
@@ -87,6 +89,7 @@ def moe(
     num_chosen: int = 2,
     vocabulary: int = 32_000,
     sequence: int = 512,
+    dropout: float = 0.1,
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The mixture-of-experts model, tokens and targets of shape (batch, sequence)."""
     model = MixtureLanguageModel(
@@ -97,6 +100,7 @@ def moe(
         num_chosen=num_chosen,
         vocabulary=vocabulary,
         sequence=sequence,
+        dropout=dropout,
     )
     shape = (batch_size, sequence)
     return model, (torch.randint(vocabulary, shape), torch.randint(vocabulary, shape))

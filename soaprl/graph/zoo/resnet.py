@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soaprl.errors import CaptureError
+
 # Table 1, 101-layer: blocks in each stage.
 _NUM_BLOCKS = (3, 4, 23, 3)
 _EXPANSION = 4
@@ -71,6 +73,8 @@ def resnet_101(
 
     `num_stages` below 4 leaves the last stages out.
     """
+    if num_stages > len(_NUM_BLOCKS):
+        raise CaptureError(f"expected 1 to {len(_NUM_BLOCKS)} stages, found {num_stages}: change num_stages")
     model = ResNet(num_classes=num_classes, width=width, num_blocks=_NUM_BLOCKS[:num_stages])
     images = torch.randn(batch_size, 3, image_size, image_size)
     return model, (images, torch.randint(num_classes, (batch_size,)))

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soaprl.errors import CaptureError
+
 # Table 1, column D: convolutions in each stage, and their maps as multiples of the first stage's.
 _STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 
@@ -50,6 +52,10 @@ def vgg_16(
     dropout: float = 0.5,
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """VGG-16, images of shape (batch, 3, image_size, image_size) and labels of shape (batch,)."""
+    if image_size < 32:
+        raise CaptureError(
+            f"expected an image size of at least 32, found {image_size}: five poolings halve it each"
+        )
     model = VGG(
         num_classes=num_classes,
         width=width,
