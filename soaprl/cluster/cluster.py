@@ -96,12 +96,18 @@ class Cluster:
         """SHA-256 over everything that changes a simulated time (names of devices and links do not)."""
         content = {
             "types": [
-                [list(t.peak_flops_per_s), t.memory_bytes, t.memory_bandwidth_bytes_per_s, t.kernel_launch_s,
-                 t.matmul_efficiency, t.memory_efficiency]
+                [
+                    sorted((dtype, float(peak)) for dtype, peak in t.peak_flops_per_s),
+                    int(t.memory_bytes),
+                    float(t.memory_bandwidth_bytes_per_s),
+                    float(t.kernel_launch_s),
+                    float(t.matmul_efficiency),
+                    float(t.memory_efficiency),
+                ]
                 for t in self.device_types
             ],
             "devices": [[d.node, d.type] for d in self.devices],
-            "links": [[link.bandwidth_bytes_per_s, link.latency_s] for link in self.links],
+            "links": [[float(link.bandwidth_bytes_per_s), float(link.latency_s)] for link in self.links],
             "routes": self.routes,
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

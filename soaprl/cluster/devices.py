@@ -101,7 +101,7 @@ def device_type(name: str) -> DeviceType:
         name=name,
         peak_flops_per_s=tuple((dtype, tera * _TERA) for dtype, tera in sheet.teraflops),
         memory_bytes=sheet.memory_gb * _GB,
-        memory_bandwidth_bytes_per_s=sheet.memory_gb_per_s * _GB,
+        memory_bandwidth_bytes_per_s=sheet.memory_gb_per_s * 1e9,
         kernel_launch_s=7e-6,
         matmul_efficiency=0.7,
         memory_efficiency=0.8,

@@ -221,7 +221,7 @@ def cluster_from_name(name: str) -> Cluster:
     """
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9]*)-(\d+)[xX](\d+)", name)
     if match is None:
-        raise ClusterError(f"cluster name {name!r}: expected {_FORM}.")
+        raise ClusterError(f"cluster {name!r}: expected {_FORM}, or the path of a cluster file.")
     kinds = {kind.name: kind for kind in preset_kinds()}
     kind = kinds.get(match[1].lower())
     if kind is None:
@@ -229,7 +229,7 @@ def cluster_from_name(name: str) -> Cluster:
     num_nodes, per_node = int(match[2]), int(match[3])
     if num_nodes < 1 or not 1 <= per_node <= kind.max_devices_per_node:
         raise ClusterError(
-            f"cluster name {name!r}: expected {_FORM}, with at least 1 node and 1 to"
+            f"cluster {name!r}: expected {_FORM}, with at least 1 node and 1 to"
             f" {kind.max_devices_per_node} devices in a {kind.name} node; found {num_nodes} and {per_node}."
         )
     return _build(kind, num_nodes, per_node)

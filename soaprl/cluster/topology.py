@@ -94,12 +94,12 @@ def connect(
     """
     _check(name, device_types, devices, links)
     listed = listed_routes or {}
-    arrivals = _links_by_source(links)
+    outgoing = _links_by_source(links)
     table = []
     for i, device in enumerate(devices):
         # A search is wasted where all routes of the device are listed.
         complete = all((i, j) in listed for j in range(len(devices)) if j != i)
-        found = {} if complete else _routes_from(device.name, arrivals, links)
+        found = {} if complete else _routes_from(device.name, outgoing, links)
         row: list[Route] = []
         for j, target in enumerate(devices):
             route = () if i == j else listed.get((i, j), found.get(target.name))
@@ -113,6 +113,12 @@ def connect(
     return Cluster(
         name=name, device_types=device_types, devices=devices, links=links, routes=tuple(table)
     )
+
+
+def search_routes(devices: Sequence[Device], links: Sequence[Link]) -> list[dict[str, Route]]:
+    """For each device the routes to all vertices that it reaches; see the module's rule."""
+    outgoing = _links_by_source(links)
+    return [_routes_from(device.name, outgoing, links) for device in devices]
 
 
 def _links_by_source(links: Sequence[Link]) -> dict[str, list[tuple[int, str, float]]]:
