@@ -50,7 +50,7 @@ class ValueRef:
     index: int
 
 
-NodeArgument: TypeAlias = "ValueRef | None | bool | int | float | str | tuple[NodeArgument, ...]"
+NodeArgument: TypeAlias = "ValueRef | bool | int | float | str | tuple[NodeArgument, ...] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +158,8 @@ def product(*labels: str) -> Dim:
 
 
 def window(label: str, *, kernel: int, stride: int, padding: int, dilation: int = 1) -> Dim:
-    """Output index ``i`` reads inputs ``i * stride - padding + k * dilation`` for ``k`` in ``[0, kernel)``."""
-    return Dim(
-        label=label, mul=stride, add_first=-padding, add_last=-padding + dilation * (kernel - 1)
-    )
+    """Output index ``i`` reads ``i * stride - padding + k * dilation`` for ``k`` in ``[0, kernel)``."""
+    return Dim(label=label, mul=stride, add_first=-padding, add_last=-padding + dilation * (kernel - 1))
 
 
 def offset(label: str, start: int) -> Dim:
