@@ -137,7 +137,7 @@ class StrategyRecord(_Strict):
             raise StrategyError(
                 f"the strategy belongs to another version of {graph.name!r}: the operators have the same"
                 f" names, but expected graph fingerprint {self.graph_fingerprint[:12]} (batch"
-                f" {self.batch_size}), found {fingerprint[:12]} (batch {graph.batch_size}). Use the batch size,"
+                f" {self.batch_size}), found {fingerprint[:12]} (batch {graph.batch_size}). Use the batch,"
                 " model options and soaprl version that the strategy was found with, or search again."
             )
 

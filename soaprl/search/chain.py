@@ -1,0 +1,178 @@
+"""A Metropolis chain over strategies: the paper's Markov chain Monte Carlo, one start.
+
+One step, implemented in `walk`: a uniformly random operator gets a random configuration, S -> S*; the
+proposal is accepted with probability
+
+    min(1, exp(beta (cost(S) - cost(S*))))
+
+against the *current* strategy S. The best strategy is kept apart and never steers the chain. The uniform
+number u of a step is drawn before the simulation, so that acceptance reads ``cost(S*) <= cost(S) + e / beta``
+with ``e = -log u``, an exponential number; implemented in `accepts`.
+
+Temperature. ``beta = beta_relative / cost(start)``, so that one setting serves a model of milliseconds and
+one of seconds: with `beta_relative` = b, a strategy that is slower by a share x of the start's time is
+accepted with probability exp(-b x).
+
+What is sampled. The proposal for an operator does not depend on its current configuration. With the uniform
+proposal over all legal configurations it is symmetric, and the chain visits strategies with frequencies
+proportional to exp(-beta cost(S)), as in the paper. With the mixture, whose probability for configuration c
+is q(c), the plain acceptance above satisfies detailed balance for q(S) exp(-beta cost(S)), where q(S) is the
+product over the operators: structured placements weigh more, and none is excluded.
+
+Memory. A strategy that does not fit in memory has infinite cost: it is never accepted from one that fits.
+While the current strategy does not fit, infeasible proposals are compared by peak memory instead of time,
+with the same relative temperature, and the first one that fits is accepted.
+
+Every random number is a function of (seed, start, step), so that a chain goes on from any step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from soaprl.search.proposals import BLOCK_SIZE, Proposals
+from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank
+from soaprl.strategy.strategy import Strategy
+
+
+class Chain(NamedTuple):
+    """A chain after some step; replaced as a whole when a proposal is accepted.
+
+    Attributes:
+        step: Proposals made.
+        current: The current strategy.
+        evaluation: What the simulator said about it.
+        accepted: Proposals accepted.
+        start_rank: `rank` of the best strategy of this chain.
+        improved_step: Step of the chain's last improvement.
+        improved_s: Search time at it.
+        time_scale_s: 1 / beta between feasible strategies.
+        memory_scale_bytes: 1 / beta between infeasible strategies.
+        best: Best strategy of the whole search so far.
+    """
+
+    step: int
+    current: Strategy
+    evaluation: Evaluation
+    accepted: int
+    start_rank: tuple[bool, float]
+    improved_step: int
+    improved_s: float
+    time_scale_s: float
+    memory_scale_bytes: float
+    best: Best
+
+
+class Limits(NamedTuple):
+    """When a chain ends: in all, and without improvement; infinite where unlimited.
+
+    Attributes:
+        steps: Proposals.
+        end_s: Search time at which it ends.
+        idle_steps: Proposals since the chain's last improvement.
+        idle_s: Search time since the chain's last improvement.
+    """
+
+    steps: float
+    end_s: float
+    idle_steps: float
+    idle_s: float
+
+
+class Walker(NamedTuple):
+    """What a chain walks with.
+
+    Attributes:
+        evaluator: Scores strategies.
+        proposals: Draws configurations.
+        seed: Seed of the search.
+        stream: Number of the chain's random stream.
+        first_number: Evaluations of the search before the chain's first step.
+        elapsed: Search time in seconds.
+        visit: Called after every step with the chain, its steps and the search time; must be quick.
+    """
+
+    evaluator: Evaluator
+    proposals: Proposals
+    seed: int
+    stream: int
+    first_number: int
+    elapsed: Callable[[], float]
+    visit: Callable[[Chain, int, float], None]
+
+
+def begin(
+    strategy: Strategy, evaluation: Evaluation, *, beta_relative: float, best: Best, elapsed_s: float
+) -> Chain:
+    """The chain that begins at `strategy`."""
+    return Chain(
+        step=0,
+        current=strategy,
+        evaluation=evaluation,
+        accepted=0,
+        start_rank=rank(evaluation),
+        improved_step=0,
+        improved_s=elapsed_s,
+        time_scale_s=evaluation.iteration_time_s / beta_relative,
+        memory_scale_bytes=evaluation.peak_memory_bytes / beta_relative,
+        best=best,
+    )
+
+
+def accepts(chain: Chain, proposed: Evaluation, exponential: float) -> bool:
+    """Whether `chain` accepts a proposal, given the step's standard exponential number."""
+    current = chain.evaluation
+    if proposed.feasible:
+        if not current.feasible:
+            return True
+        return proposed.iteration_time_s <= current.iteration_time_s + exponential * chain.time_scale_s
+    if current.feasible:
+        return False
+    return proposed.peak_memory_bytes <= current.peak_memory_bytes + exponential * chain.memory_scale_bytes
+
+
+def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
+    """Make steps until a limit; returns the chain, and whether a KeyboardInterrupt ended it."""
+    evaluate, elapsed, visit = walker.evaluator.evaluate, walker.elapsed, walker.visit
+    step, block, now = chain.step, -1, elapsed()
+    try:
+        while (
+            step < limits.steps
+            and now < limits.end_s
+            and step - chain.improved_step < limits.idle_steps
+            and now - chain.improved_s < limits.idle_s
+        ):
+            index, row = divmod(step, BLOCK_SIZE)
+            if index != block:
+                draws, block = walker.proposals.block(walker.seed, walker.stream, index), index
+            strategy = chain.current.replaced(draws.operators[row], draws.config(row))
+            evaluation = evaluate(strategy)
+            now = elapsed()
+            if accepts(chain, evaluation, draws.exponentials[row]):
+                # One assignment: an interrupt leaves the chain before or after the step, never within it.
+                number = walker.first_number + step + 1
+                chain = _moved(chain, step + 1, strategy, evaluation, number=number, now=now)
+            step += 1
+            visit(chain, step, now)
+    except KeyboardInterrupt:
+        return chain._replace(step=max(step, chain.step)), True
+    return chain._replace(step=step), False
+
+
+def _moved(
+    chain: Chain, step: int, strategy: Strategy, evaluation: Evaluation, *, number: int, now: float
+) -> Chain:
+    """`chain` after accepting `strategy`. Whatever improves is accepted, so only here the best may change."""
+    found = rank(evaluation)
+    better = found < chain.start_rank
+    return Chain(
+        step=step,
+        current=strategy,
+        evaluation=evaluation,
+        accepted=chain.accepted + 1,
+        start_rank=found if better else chain.start_rank,
+        improved_step=step if better else chain.improved_step,
+        improved_s=now if better else chain.improved_s,
+        time_scale_s=chain.time_scale_s,
+        memory_scale_bytes=chain.memory_scale_bytes,
+        best=improved(chain.best, strategy, evaluation, number=number, elapsed_s=now),
+    )

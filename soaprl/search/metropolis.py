@@ -1,0 +1,286 @@
+"""Metropolis search: chains (`soaprl.search.chain`) from several starts under one budget.
+
+Starts. Data parallelism (unless the batch is smaller than the devices), experts where given, and random ones.
+Each start has an equal share of what is left of the budget. It ends when its share is spent, or when half of
+its share (`patience`) passed without a better strategy than the start's best; what it did not use goes to the
+starts after it. The paper's "half of the search time without improvement" is read as half of the *allotted*
+time: half of the time elapsed would end a chain after its first two steps.
+
+State. An interrupted search that is resumed with the same budget of evaluations makes exactly the steps of an
+uninterrupted one; with a larger budget, it goes on from where it ended.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from soaprl.errors import SearchError, StrategyError
+from soaprl.search.chain import Chain, Limits, Walker, begin, walk
+from soaprl.search.position import Position, position_state, resumed
+from soaprl.search.proposals import Proposals, ProposalSettings
+from soaprl.search.state import Signature, save_state
+from soaprl.search.task import (
+    ProgressReport,
+    SearchResult,
+    SearchTask,
+    improved,
+    search_result,
+)
+from soaprl.simulator.problem import Problem
+from soaprl.strategy.baselines import data_parallel
+from soaprl.strategy.strategy import Strategy
+
+METHOD = "mcmc"
+_REPORT_EVERY_S = 0.1
+
+Expert = Callable[[Problem], Strategy | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetropolisSettings:
+    """How the chains move.
+
+    Attributes:
+        beta_relative: beta times the iteration time of the start; see `soaprl.search.chain`.
+        proposal: How configurations are drawn.
+        num_random_starts: Random strategies to start from, after data parallelism and experts.
+        patience: Share of a start's budget that may pass without improvement.
+        save_every_s: Seconds between writes of the state file.
+    """
+
+    beta_relative: float = 200.0
+    proposal: ProposalSettings = field(default_factory=ProposalSettings)
+    num_random_starts: int = 1
+    patience: float = 0.5
+    save_every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.beta_relative > 0:
+            raise SearchError(f"expected a beta_relative above 0, found {self.beta_relative}.")
+        if not 0 < self.patience <= 1:
+            raise SearchError(f"expected a patience above 0 and at most 1, found {self.patience}.")
+        if self.num_random_starts < 0:
+            raise SearchError(f"expected 0 or more random starts, found {self.num_random_starts}.")
+
+
+class Start(NamedTuple):
+    """Where a chain begins: what to call it, and the strategy."""
+
+    name: str
+    strategy: Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What does not change during a search; `origin_s` is the clock's reading at search time 0."""
+
+    task: SearchTask
+    settings: MetropolisSettings
+    proposals: Proposals
+    starts: tuple[Start, ...]
+    signature: Signature
+    origin_s: float
+
+    def elapsed(self) -> float:
+        """Search time, over all sessions of a resumed search."""
+        return self.task.clock() - self.origin_s
+
+
+def metropolis(
+    task: SearchTask,
+    settings: MetropolisSettings | None = None,
+    *,
+    experts: Sequence[tuple[str, Expert]] = (),
+) -> SearchResult:
+    """Search with Metropolis chains from several starts; see the module.
+
+    A KeyboardInterrupt ends the search: the state is saved and the best strategy so far is returned.
+
+    Args:
+        task: Problem, budget, seed, state file.
+        settings: How the chains move.
+        experts: Named functions that make a start for the problem, or None where they do not apply.
+
+    Raises:
+        SearchError: The budget has no limit, or the state file is missing or belongs to another search.
+        OutputError: The state file cannot be written.
+    """
+    settings = settings or MetropolisSettings()
+    task.budget.require_limit(METHOD)
+    graph, cluster = task.problem.graph, task.problem.cluster
+    proposals = Proposals(graph, cluster.num_devices, settings.proposal)
+    starts = _starts(task, settings, proposals, experts)
+    signature = _signature(task, settings, starts)
+    position, elapsed_s = resumed(task, signature) if task.resume else (Position(), 0.0)
+    run = _Run(
+        task=task,
+        settings=settings,
+        proposals=proposals,
+        starts=starts,
+        signature=signature,
+        origin_s=task.clock() - elapsed_s,
+    )
+    position, interrupted = _search(run, position)
+    _save(run, position)
+    best = position.best_so_far
+    assert best is not None
+    assert position.initial_time_s is not None
+    return search_result(
+        method=METHOD,
+        seed=task.seed,
+        best=best,
+        initial_time_s=position.initial_time_s,
+        num_evaluations=position.num_evaluations,
+        num_accepted=position.num_accepted,
+        search_time_s=run.elapsed(),
+        interrupted=interrupted,
+    )
+
+
+def _search(run: _Run, position: Position) -> tuple[Position, bool]:
+    """Run the starts from `position` on; returns where it ended, and whether it was interrupted."""
+    try:
+        while True:
+            if position.chain is None:
+                position = _begun(run, position)
+            position, interrupted = _walked(run, position)
+            done = run.task.budget.spent(position.num_evaluations, run.elapsed())
+            if interrupted or done or position.start == len(run.starts) - 1:
+                return position, interrupted
+            position = Position(
+                start=position.start + 1,
+                used_evaluations=position.num_evaluations,
+                used_s=run.elapsed(),
+                accepted=position.num_accepted,
+                initial_time_s=position.initial_time_s,
+                best=position.best_so_far,
+            )
+    except KeyboardInterrupt:
+        # Outside of the steps, which end orderly: the work since `position` would be repeated.
+        if position.best_so_far is None:
+            raise
+        return position, True
+
+
+def _begun(run: _Run, position: Position) -> Position:
+    """The position after evaluating its start."""
+    strategy = run.starts[position.start].strategy
+    evaluation = run.task.evaluator.evaluate(strategy)
+    now = run.elapsed()
+    number = position.used_evaluations + 1
+    best = improved(position.best, strategy, evaluation, number=number, elapsed_s=now)
+    beta = run.settings.beta_relative
+    chain = begin(strategy, evaluation, beta_relative=beta, best=best, elapsed_s=now)
+    initial = evaluation.iteration_time_s if position.initial_time_s is None else position.initial_time_s
+    return replace(position, initial_time_s=initial, chain=chain)
+
+
+def _walked(run: _Run, position: Position) -> tuple[Position, bool]:
+    """The position after the chain's steps, and whether they were interrupted."""
+    assert position.chain is not None
+    report_s = save_s = run.elapsed()
+    save_s += run.settings.save_every_s
+
+    def visit(chain: Chain, step: int, now: float) -> None:
+        nonlocal report_s, save_s
+        if now >= report_s:
+            report_s = now + _REPORT_EVERY_S
+            _report(run, replace(position, chain=chain._replace(step=step)), now)
+        if now >= save_s:
+            save_s = now + run.settings.save_every_s
+            _save(run, replace(position, chain=chain._replace(step=step)))
+
+    walker = Walker(
+        evaluator=run.task.evaluator,
+        proposals=run.proposals,
+        seed=run.task.seed,
+        stream=position.start + 1,
+        first_number=position.used_evaluations + 1,
+        elapsed=run.elapsed,
+        visit=visit,
+    )
+    chain, interrupted = walk(walker, position.chain, _limits(run, position))
+    ended = replace(position, chain=chain)
+    _report(run, ended, run.elapsed())
+    return ended, interrupted
+
+
+def _limits(run: _Run, position: Position) -> Limits:
+    """The limits of the start at `position`: an equal share of what the starts before it left."""
+    budget, patience = run.task.budget, run.settings.patience
+    shares = len(run.starts) - position.start
+    steps, idle_steps = inf, inf
+    if budget.evaluations is not None:
+        share = -(-(budget.evaluations - position.used_evaluations) // shares)
+        # The evaluation of the start itself is one of its share.
+        steps, idle_steps = share - 1, max(1.0, patience * share)
+    end_s, idle_s = inf, inf
+    if budget.seconds is not None:
+        share_s = (budget.seconds - position.used_s) / shares
+        end_s, idle_s = position.used_s + share_s, patience * share_s
+    return Limits(steps=steps, end_s=end_s, idle_steps=idle_steps, idle_s=idle_s)
+
+
+def _starts(
+    task: SearchTask,
+    settings: MetropolisSettings,
+    proposals: Proposals,
+    experts: Sequence[tuple[str, Expert]],
+) -> tuple[Start, ...]:
+    starts = []
+    try:
+        starts.append(Start("data-parallel", data_parallel(task.problem.graph, task.problem.cluster)))
+    except StrategyError:
+        # The batch is smaller than the devices: there is no data parallelism to start from.
+        starts.clear()
+    for name, expert in experts:
+        strategy = expert(task.problem)
+        if strategy is not None:
+            starts.append(Start(name, strategy))
+    for number in range(settings.num_random_starts if starts else max(1, settings.num_random_starts)):
+        rng = np.random.default_rng((task.seed, 0, number))
+        starts.append(Start(f"random-{number}", proposals.strategy(rng)))
+    return tuple(starts)
+
+
+def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Start, ...]) -> Signature:
+    """What a search must have in common with the one whose state it goes on from."""
+    problem = task.problem
+    weights = settings.proposal.weights.as_tuple()
+    return {
+        "model": problem.graph.name,
+        "batch_size": problem.graph.batch_size,
+        "cluster": problem.cluster.fingerprint,
+        "cost": problem.cost.name,
+        "seed": task.seed,
+        "beta_relative": settings.beta_relative,
+        "patience": settings.patience,
+        "starts": ", ".join(start.name for start in starts),
+        "weights": ", ".join(str(weight) for weight in weights),
+        **{name: value for name, value in asdict(settings.proposal).items() if name != "weights"},
+    }
+
+
+def _report(run: _Run, position: Position, now: float) -> None:
+    chain = position.chain
+    assert chain is not None
+    if run.task.progress is not None:
+        run.task.progress(
+            ProgressReport(
+                method=METHOD,
+                stage=f"from {run.starts[position.start].name}",
+                num_evaluations=position.num_evaluations,
+                elapsed_s=now,
+                best_time_s=chain.best.time_s,
+                current_time_s=chain.evaluation.iteration_time_s,
+                num_accepted=position.num_accepted,
+            )
+        )
+
+
+def _save(run: _Run, position: Position) -> None:
+    if run.task.state_path is not None:
+        save_state(run.task.state_path, position_state(position, run.elapsed(), run.signature))

@@ -1,0 +1,225 @@
+"""Random configurations and strategies, drawn in blocks.
+
+A proposal draws an operator uniformly, then a configuration of it that does not depend on the current one:
+
+*uniform*: uniform over all legal configurations, each counted once. An operator with degree vectors d of
+``k(d)`` tasks on n devices has the sum of ``n ** k(d)`` configurations, so almost all draws have the largest
+number of tasks, on devices with no pattern.
+
+*mixture* (default): the degree vector is uniform over the legal ones; then the devices of its k tasks are
+
+    aligned block   (start + j) mod n, start a random multiple of k
+    block           (start + j) mod n, start random
+    strided         (start + j s + floor(j s / n)) mod n, s a random divisor of n with 1 < s < n
+    single          one random device for all tasks
+    arbitrary       independent random devices for all tasks
+
+with the weights of `DeviceWeights`. As *arbitrary* has a positive weight, every legal configuration has a
+positive probability q, which `Proposals.log_probability` gives; implemented in `Proposals._devices`.
+
+The numbers of block b of a stream are a function of (seed, stream, b) alone, so that a search resumes at any
+step without a saved generator.
+"""
+
+from dataclasses import dataclass
+from math import ceil, log
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soaprl.errors import SearchError
+from soaprl.graph.operators import OperatorGraph
+from soaprl.strategy.candidates import DegreeLimits, degree_choices, legal_degrees
+from soaprl.strategy.strategy import OpConfig, Strategy
+
+BLOCK_SIZE = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceWeights:
+    """Weights of the ways in which the mixture places the tasks of an operator; they sum to 1."""
+
+    aligned: float = 0.3
+    block: float = 0.2
+    strided: float = 0.2
+    single: float = 0.1
+    arbitrary: float = 0.2
+
+    def __post_init__(self) -> None:
+        weights = self.as_tuple()
+        if min(weights) < 0 or abs(sum(weights) - 1) > 1e-9 or self.arbitrary <= 0:
+            raise SearchError(
+                "expected device weights that are not negative and sum to 1, arbitrary above 0,"
+                f" found {weights}."
+            )
+
+    def as_tuple(self) -> tuple[float, float, float, float, float]:
+        """The weights in the order of the module's table."""
+        return self.aligned, self.block, self.strided, self.single, self.arbitrary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposalSettings:
+    """How random configurations are drawn.
+
+    Attributes:
+        kind: ``mixture`` or ``uniform``; see the module.
+        max_tasks: Largest number of tasks of an operator; None: the number of devices.
+        reductions: Whether factors that make partial sums may be split.
+        divisors_only: Whether degrees must divide the extents.
+        weights: Of the mixture.
+    """
+
+    kind: str = "mixture"
+    max_tasks: int | None = None
+    reductions: bool = True
+    divisors_only: bool = False
+    weights: DeviceWeights = DeviceWeights()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("mixture", "uniform"):
+            raise SearchError(f"expected the proposal 'mixture' or 'uniform', found {self.kind!r}.")
+
+
+class Draws(NamedTuple):
+    """A block of proposals; row r is proposal r of the block.
+
+    Attributes:
+        operators: Operator of each row.
+        degrees: Degree vector of each row.
+        tasks: Number of tasks of each row.
+        devices: Shape (rows, most tasks); the first `tasks` of a row count.
+        exponentials: A standard exponential number for each row: minus the logarithm of the uniform number
+            that an acceptance compares with.
+    """
+
+    operators: list[int]
+    degrees: list[tuple[int, ...]]
+    tasks: list[int]
+    devices: NDArray[np.int64]
+    exponentials: list[float]
+
+    def config(self, row: int) -> OpConfig:
+        """The configuration that a row proposes."""
+        return OpConfig(self.degrees[row], tuple(self.devices[row, : self.tasks[row]].tolist()))
+
+
+class Proposals:
+    """Draws configurations for the operators of one graph on `num_devices` devices."""
+
+    def __init__(self, graph: OperatorGraph, num_devices: int, settings: ProposalSettings) -> None:
+        limits = DegreeLimits(
+            max_tasks=settings.max_tasks or num_devices,
+            reductions=settings.reductions,
+            divisors_only=settings.divisors_only,
+        )
+        shared: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}
+        self._tables: list[list[tuple[int, ...]]] = []
+        for operator in graph.operators:
+            key = degree_choices(operator, limits)
+            if key not in shared:
+                shared[key] = [tuple(row) for row in legal_degrees(operator, limits).tolist()]
+            self._tables.append(shared[key])
+        self._settings = settings
+        self._num_devices = num_devices
+        self._strides = np.array([s for s in range(2, num_devices) if num_devices % s == 0] or [1])
+        self._counts = np.array([len(table) for table in self._tables])
+        self._first = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
+        self._tasks = np.concatenate([np.prod(np.array(t, dtype=np.int64), axis=1) for t in self._tables])
+        self._uniform = settings.kind == "uniform"
+        self._cumulative = self._uniform_cumulative() if self._uniform else np.empty(0)
+
+    @property
+    def num_operators(self) -> int:
+        """Number of operators of the graph."""
+        return len(self._tables)
+
+    def degree_vectors(self, operator: int) -> list[tuple[int, ...]]:
+        """The degree vectors that may be drawn for `operator`, in lexicographic order."""
+        return self._tables[operator]
+
+    def block(self, seed: int, stream: int, index: int) -> Draws:
+        """Proposals ``index * BLOCK_SIZE ..`` of a stream: always the same for the same arguments."""
+        rng = np.random.default_rng((seed, stream, index))
+        operators = rng.integers(self.num_operators, size=BLOCK_SIZE)
+        return self._drawn(rng, operators)
+
+    def strategy(self, rng: np.random.Generator) -> Strategy:
+        """A random configuration for every operator."""
+        draws = self._drawn(rng, np.arange(self.num_operators))
+        return Strategy(tuple(draws.config(row) for row in range(self.num_operators)))
+
+    def log_probability(self, operator: int, config: OpConfig) -> float:
+        """Log of the probability that a proposal for `operator` is `config`, which must be legal."""
+        n, k = self._num_devices, config.num_tasks
+        if self._uniform:
+            first = self._first[operator]
+            tasks = self._tasks[first : first + self._counts[operator]] * log(n)
+            return -float(np.logaddexp.reduce(tasks))
+        structured = self._structured_probability(config.devices, n, k)
+        arbitrary = log(self._settings.weights.arbitrary) - k * log(n)
+        devices = np.logaddexp(log(structured), arbitrary) if structured > 0 else arbitrary
+        return float(devices) - log(self._counts[operator])
+
+    def _drawn(self, rng: np.random.Generator, operators: NDArray[np.int64]) -> Draws:
+        rows = len(operators)
+        uniform = rng.random(rows)
+        if self._uniform:
+            index = np.searchsorted(self._cumulative, operators + uniform, side="right")
+            index = np.minimum(index, self._first[operators] + self._counts[operators] - 1)
+        else:
+            index = self._first[operators] + (uniform * self._counts[operators]).astype(np.int64)
+        tasks = self._tasks[index]
+        within = (index - self._first[operators]).tolist()
+        names = operators.tolist()
+        return Draws(
+            operators=names,
+            degrees=[self._tables[o][i] for o, i in zip(names, within, strict=True)],
+            tasks=tasks.tolist(),
+            devices=self._devices(rng, tasks),
+            exponentials=rng.standard_exponential(rows).tolist(),
+        )
+
+    def _devices(self, rng: np.random.Generator, tasks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Devices for rows with these numbers of tasks; see the module's table."""
+        n, rows, width = self._num_devices, len(tasks), int(tasks.max())
+        arbitrary = rng.integers(n, size=(rows, width))
+        if self._uniform:
+            return arbitrary
+        way = np.searchsorted(
+            np.cumsum(self._settings.weights.as_tuple()[:-1]), rng.random(rows), side="right"
+        )
+        start = rng.integers(n, size=rows)
+        aligned = (rng.random(rows) * -(-n // tasks)).astype(np.int64) * tasks
+        start = np.where(way == 0, aligned, start)
+        stride = np.where(way == 2, rng.choice(self._strides, size=rows), np.where(way == 3, 0, 1))
+        offset = np.arange(width) * stride[:, None]
+        # Strided placements move on by one device whenever they went around the cluster.
+        turn = np.where((way == 2)[:, None], offset // n, 0)
+        structured = (start[:, None] + offset + turn) % n
+        return np.where((way == 4)[:, None], arbitrary, structured)
+
+    def _structured_probability(self, devices: tuple[int, ...], n: int, k: int) -> float:
+        """Probability that the mixture places k tasks on `devices` in any way but the arbitrary one."""
+        weights = self._settings.weights
+
+        def follows(stride: int) -> bool:
+            return all(d == (devices[0] + j * stride + j * stride // n) % n for j, d in enumerate(devices))
+
+        block = all(d == (devices[0] + j) % n for j, d in enumerate(devices))
+        aligned = block and devices[0] % k == 0
+        probability = weights.aligned * aligned / ceil(n / k)
+        probability += weights.block * block / n
+        strides = self._strides.tolist()
+        probability += weights.strided * sum(follows(s) for s in strides) / len(strides) / n
+        return probability + weights.single * (len(set(devices)) == 1) / n
+
+    def _uniform_cumulative(self) -> NDArray[np.float64]:
+        """Operator o's degree vectors share the interval [o, o + 1) in proportion to n ** tasks."""
+        parts = []
+        for operator, (first, count) in enumerate(zip(self._first, self._counts, strict=True)):
+            weights = self._tasks[first : first + count] * log(self._num_devices)
+            shares = np.exp(weights - np.logaddexp.reduce(weights))
+            parts.append(operator + np.minimum(np.cumsum(shares), 1.0))
+        return np.concatenate(parts)

@@ -1,0 +1,142 @@
+"""The file that a Metropolis search goes on from.
+
+It holds no generator state, because every random number is a function of (seed, start, step), and no
+evaluations: the current and the best strategy are simulated again on resumption, which also shows that the
+model, the cluster and the costs are still the same.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from soaprl.atomic import write_text_atomic
+from soaprl.errors import SearchError
+from soaprl.search.task import Evaluation
+from soaprl.strategy.files import describe_validation_error
+from soaprl.strategy.strategy import OpConfig, Strategy
+
+FORMAT = "soaprl-search-state"
+VERSION = 1
+
+Signature: TypeAlias = dict[str, str | int | float | bool | None]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StrategyState(_Strict):
+    """A strategy and what the simulator said: (degrees, devices) for each operator."""
+
+    configs: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    iteration_time_s: float
+    peak_memory_bytes: int
+    feasible: bool
+
+
+class ChainState(_Strict):
+    """The fields of `soaprl.search.chain.Chain`, except for the best strategy."""
+
+    step: int
+    current: StrategyState
+    accepted: int
+    start_rank: tuple[bool, float]
+    improved_step: int
+    improved_s: float
+    time_scale_s: float
+    memory_scale_bytes: float
+
+
+class SearchState(_Strict):
+    """The content of a state file.
+
+    Attributes:
+        format: Always ``soaprl-search-state``.
+        version: Version of the format.
+        signature: What must be equal in the search that goes on: problem, seed and settings.
+        elapsed_s: Search time so far.
+        start: Index of the start.
+        used_evaluations: Evaluations of the starts before.
+        used_s: Search time when this start began.
+        accepted: Accepted proposals of the starts before.
+        initial_time_s: Iteration time of the first start.
+        best: Best strategy so far.
+        history: Its improvements: (evaluation number, seconds, iteration time).
+        chain: The chain; None before its start was evaluated.
+    """
+
+    format: Literal["soaprl-search-state"] = "soaprl-search-state"
+    version: Literal[1] = 1
+    signature: Signature
+    elapsed_s: float
+    start: int
+    used_evaluations: int
+    used_s: float
+    accepted: int
+    initial_time_s: float | None
+    best: StrategyState | None
+    history: tuple[tuple[int, float, float], ...]
+    chain: ChainState | None
+
+
+def pack(strategy: Strategy, evaluation: Evaluation) -> StrategyState:
+    """What the file holds of a strategy."""
+    return StrategyState(
+        configs=[(config.degrees, config.devices) for config in strategy.configs],
+        iteration_time_s=evaluation.iteration_time_s,
+        peak_memory_bytes=int(evaluation.peak_memory_bytes),
+        feasible=bool(evaluation.feasible),
+    )
+
+
+def unpack(state: StrategyState) -> Strategy:
+    """The strategy that the file holds."""
+    return Strategy(tuple(OpConfig(degrees, devices) for degrees, devices in state.configs))
+
+
+def save_state(path: Path, state: SearchState) -> None:
+    """Write `state` to `path`, wholly or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text_atomic(path, json.dumps(state.model_dump(mode="json")) + "\n")
+
+
+def load_state(path: Path, signature: Signature) -> SearchState:
+    """The state at `path`.
+
+    Raises:
+        SearchError: The file is missing or no state, or it belongs to a search with another signature.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SearchError(f"cannot read search state {str(path)!r}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise SearchError(f"{path}: expected a search state in JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SearchError(f'{path}: expected a search state, JSON with "format": "{FORMAT}".')
+    if content.get("version") != VERSION:
+        raise SearchError(
+            f"{path}: expected search state version {VERSION}, found {content.get('version')!r}."
+            " Start the search anew."
+        )
+    try:
+        state = SearchState.model_validate(content)
+    except ValidationError as error:
+        raise SearchError(f"{path}: {describe_validation_error(error)}") from error
+    _check_signature(path, state.signature, signature)
+    return state
+
+
+def _check_signature(path: Path, found: Signature, expected: Signature) -> None:
+    different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if different:
+        name = different[0]
+        raise SearchError(
+            f"{path} is the state of another search: {name} was {found.get(name)!r} there, and is"
+            f" {expected.get(name)!r} now. Use the same settings, or start anew without the state."
+        )

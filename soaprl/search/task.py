@@ -1,0 +1,232 @@
+"""What a search is asked for, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soaprl.errors import SearchError
+from soaprl.simulator.problem import Problem
+from soaprl.strategy.strategy import Strategy
+
+
+class Evaluation(Protocol):
+    """What a search needs to know about a simulated strategy."""
+
+    @property
+    def iteration_time_s(self) -> float:
+        """Seconds of one training iteration."""
+        ...
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest peak memory of any device."""
+        ...
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the strategy fits in memory."""
+        ...
+
+    @property
+    def communication_bytes(self) -> int:
+        """Bytes moved between devices in one iteration."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Scores strategies; must answer the same for equal strategies."""
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        """Simulate one iteration under `strategy`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When a search must stop: at the first limit reached; None means without that limit.
+
+    Attributes:
+        evaluations: Number of simulated strategies.
+        seconds: Wall-clock time.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.evaluations is not None and self.evaluations < 1:
+            raise SearchError(f"expected a budget of at least 1 evaluation, found {self.evaluations}.")
+        if self.seconds is not None and not self.seconds > 0:
+            raise SearchError(f"expected a budget of more than 0 seconds, found {self.seconds}.")
+
+    def require_limit(self, method: str) -> None:
+        """Raises `SearchError` if nothing would ever stop `method`."""
+        if self.evaluations is None and self.seconds is None:
+            raise SearchError(f"method {method!r} needs a budget: a number of evaluations, seconds, or both.")
+
+    def spent(self, num_evaluations: int, elapsed_s: float) -> bool:
+        """Whether either limit is reached."""
+        out_of_evaluations = self.evaluations is not None and num_evaluations >= self.evaluations
+        return out_of_evaluations or (self.seconds is not None and elapsed_s >= self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressReport:
+    """Where a search stands.
+
+    Attributes:
+        method: The method's name.
+        stage: What it is doing (``from data-parallel``).
+        num_evaluations: Strategies simulated so far.
+        elapsed_s: Search time so far.
+        best_time_s: Best iteration time so far; infinite while nothing feasible was found.
+        current_time_s: Iteration time of the strategy it stands at.
+        num_accepted: Accepted proposals so far; 0 for methods without.
+    """
+
+    method: str
+    stage: str
+    num_evaluations: int
+    elapsed_s: float
+    best_time_s: float
+    current_time_s: float
+    num_accepted: int
+
+
+class Progress(Protocol):
+    """Is told now and then where a search stands."""
+
+    def __call__(self, report: ProgressReport) -> None:
+        """Called a few times a second at most."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchTask:
+    """Everything that a method gets.
+
+    Attributes:
+        problem: What to find a strategy for.
+        evaluator: Scores strategies of that problem.
+        budget: When to stop.
+        clock: Seconds since some moment.
+        seed: Two searches with equal tasks find the same, as long as no time limit cuts them.
+        progress: Told where the search stands.
+        state_path: Where an iterative method keeps its state; None: nowhere.
+        resume: Whether to go on from the state at `state_path`.
+    """
+
+    problem: Problem
+    evaluator: Evaluator
+    budget: Budget
+    clock: Callable[[], float]
+    seed: int = 0
+    progress: Progress | None = None
+    state_path: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best strategy of a search so far.
+
+    Attributes:
+        strategy: The strategy.
+        evaluation: What the simulator said.
+        history: Every improvement among feasible strategies: (evaluation number from 1, seconds since the
+            search began, iteration time).
+    """
+
+    strategy: Strategy
+    evaluation: Evaluation
+    history: tuple[tuple[int, float, float], ...]
+
+    @property
+    def time_s(self) -> float:
+        """Iteration time, infinite if the strategy does not fit in memory."""
+        return self.evaluation.iteration_time_s if self.evaluation.feasible else inf
+
+
+def rank(evaluation: Evaluation) -> tuple[bool, float]:
+    """Sort key, best first: feasible ones by time, then infeasible ones by peak memory."""
+    if evaluation.feasible:
+        return False, evaluation.iteration_time_s
+    return True, float(evaluation.peak_memory_bytes)
+
+
+def improved(
+    best: Best | None, strategy: Strategy, evaluation: Evaluation, *, number: int, elapsed_s: float
+) -> Best:
+    """`best`, or what takes its place after evaluation `number` at `elapsed_s`; ties keep the older one."""
+    if best is not None and rank(evaluation) >= rank(best.evaluation):
+        return best
+    history = () if best is None else best.history
+    if evaluation.feasible:
+        history = (*history, (number, elapsed_s, evaluation.iteration_time_s))
+    return Best(strategy=strategy, evaluation=evaluation, history=history)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        method: The method's name.
+        seed: The seed.
+        strategy: The best strategy; if nothing feasible was found, the one of least peak memory.
+        evaluation: What the simulator says about it.
+        initial_time_s: Iteration time of the first strategy evaluated.
+        num_evaluations: Strategies simulated.
+        num_accepted: Accepted proposals; 0 for methods without.
+        search_time_s: Wall-clock time of the search.
+        history_evaluations: Evaluation numbers of the improvements, shape (improvements,).
+        history_s: Seconds since the search began at the improvements, shape (improvements,).
+        history_best_s: Best iteration time after each of them, shape (improvements,).
+        interrupted: Whether the search was stopped from outside before it was done.
+    """
+
+    method: str
+    seed: int
+    strategy: Strategy
+    evaluation: Evaluation
+    initial_time_s: float
+    num_evaluations: int
+    num_accepted: int
+    search_time_s: float
+    history_evaluations: NDArray[np.int64]
+    history_s: NDArray[np.float64]
+    history_best_s: NDArray[np.float64]
+    interrupted: bool = False
+
+
+def search_result(
+    *,
+    method: str,
+    seed: int,
+    best: Best,
+    initial_time_s: float,
+    num_evaluations: int,
+    search_time_s: float,
+    num_accepted: int = 0,
+    interrupted: bool = False,
+) -> SearchResult:
+    """The result that ends at `best`, its history as arrays."""
+    return SearchResult(
+        method=method,
+        seed=seed,
+        strategy=best.strategy,
+        evaluation=best.evaluation,
+        initial_time_s=initial_time_s,
+        num_evaluations=num_evaluations,
+        num_accepted=num_accepted,
+        search_time_s=search_time_s,
+        history_evaluations=np.array([point[0] for point in best.history], dtype=np.int64),
+        history_s=np.array([point[1] for point in best.history], dtype=np.float64),
+        history_best_s=np.array([point[2] for point in best.history], dtype=np.float64),
+        interrupted=interrupted,
+    )
