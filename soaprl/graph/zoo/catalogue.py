@@ -1,9 +1,11 @@
 """The models of the zoo: names, sizes, sources.
 
 Batch for each device: 64, AlexNet 256, as in the paper, for all that the paper measures and for models of the
-same kind. Transformers count tokens: 8 sequences of 512 or 1,024 tokens keep a device's matrix units busy and
-fit into 16 GB (GPT-2 small) to 80 GB; GPT-2 large, XL and the Llama-style model take fewer, because weights,
-gradients and optimizer state leave less room. DLRM does little work for a sample: 2,048, as in MLPerf.
+same kind. Transformers count tokens: 8 sequences of 512 or 1,024 tokens keep a device's matrix units busy,
+and in single precision with Adam fit into 16 GB (GPT-2, BERT-large) or 80 GB (GPT-2 medium). GPT-2 large and
+XL and the Llama-style model take fewer, because weights, gradients and optimizer state leave less room; those
+of llama-7b (16 bytes a parameter, 108 GB) fit on no single device, so data parallelism alone cannot train it.
+DLRM does little work for a sample: 2,048, as in the MLPerf reference.
 """
 
 from dataclasses import dataclass
