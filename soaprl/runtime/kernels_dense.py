@@ -1,0 +1,164 @@
+"""Kernels of layers with parameters, and of attention: what must be said once along a reduction, local counts."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the library's own convention)
+from torch import Tensor
+
+from soaprl.runtime.calls import Kernel, LocalCall
+from soaprl.runtime.random_bits import keep_mask
+from soaprl.runtime.shards import LocalDim
+
+
+def biased_once(call: LocalCall) -> Any:
+    """linear, bilinear: the bias belongs to the first part along the reduction."""
+    return call.run() if call.lead else call.run(bias=None)
+
+
+def added_once(call: LocalCall) -> Any:
+    """addmm and its kin: the first argument belongs to the first part along the reduction."""
+    if call.lead:
+        return call.run()
+    return call.run(self=torch.zeros_like(call["self"]))
+
+
+def embedding(call: LocalCall) -> Any:
+    """Rows of the local vocabulary; zeros for the ids of other parts."""
+    weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]
+    if rows.whole:
+        return call.run()
+    padding = call["padding_idx"]
+    local, here = _local_rows(ids, rows)
+    found = F.embedding(local, weight) if rows.size else weight.new_zeros(*ids.shape, weight.shape[1])
+    counts = here if padding < 0 else here & (ids != padding)
+    # The padding row is read, but no gradient flows to it.
+    return torch.where(counts[..., None], found, torch.where(here[..., None], found.detach(), 0.0))
+
+
+def _local_rows(ids: Tensor, rows: LocalDim) -> tuple[Tensor, Tensor]:
+    """Each id as a local row number, and whether the part has that row."""
+    held = rows.indices().to(ids.device)
+    if not len(held):
+        return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    local = torch.searchsorted(held, ids.contiguous()).clamp(max=len(held) - 1)
+    return local, held[local] == ids
+
+
+def embedding_bag(call: LocalCall) -> Any:
+    """Sums of the local rows of each bag (a mean divides by the whole bag); rows of other parts count as 0."""
+    weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]
+    if rows.whole:
+        return call.run()
+    local, here = _local_rows(ids, rows)
+    ends = torch.cat([call["offsets"], torch.tensor([len(ids)], device=ids.device)])
+    if call["include_last_offset"]:
+        ends = ends[:-1]
+    bag = torch.searchsorted(ends, torch.arange(len(ids), device=ids.device), right=True) - 1
+    scale = torch.ones(ids.shape, dtype=weight.dtype, device=weight.device)
+    if call["per_sample_weights"] is not None:
+        scale = call["per_sample_weights"]
+    counted = torch.ones_like(here) if call.get("padding_idx") is None else ids != call["padding_idx"]
+    used = (F.embedding(local, weight) * (scale * (here & counted))[:, None]) if rows.size else None
+    out = weight.new_zeros(len(ends) - 1, weight.shape[1])
+    if used is not None:
+        out = out.index_add(0, bag, used)
+    if call["mode"] == 1:
+        sizes = torch.zeros(len(ends) - 1, dtype=weight.dtype, device=weight.device)
+        out = out / sizes.index_add(0, bag, counted.to(weight.dtype)).clamp(min=1)[:, None]
+    assert call["mode"] in (0, 1), "a maximum over a bag is not split along the vocabulary"
+    return (out, bag, torch.diff(ends), torch.zeros_like(ends))
+
+
+def scaled_dot_product_attention(call: LocalCall) -> Any:
+    """Attention of local queries to all keys; the causal mask knows where the queries are."""
+    query, key, value = call["query"], call["key"], call["value"]
+    if call["enable_gqa"]:
+        heads, groups = call.dims["query"][-3], call.dims["key"][-3]
+        owner = heads.indices() // (heads.extent // groups.extent) - groups.start
+        key, value = (t.index_select(-3, owner.to(t.device)) for t in (key, value))
+    rows, columns = call.dims["query"][-2], call.dims["key"][-2]
+    mask, causal = call["attn_mask"], call["is_causal"]
+    if causal and not (rows.whole and columns.whole):
+        mask = (columns.indices()[None, :] <= rows.indices()[:, None]).to(query.device)
+        causal = False
+    if call["dropout_p"] > 0:
+        return _attention_with_dropout(call, query, key, value, mask, causal)
+    return F.scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale=call["scale"])
+
+
+def _attention_with_dropout(
+    call: LocalCall, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    scale = call["scale"] if call["scale"] is not None else query.shape[-1] ** -0.5
+    scores = query @ key.transpose(-2, -1) * scale
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype is torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1)
+    dims = (*call.dims["query"][:-1], call.dims["key"][-2])
+    kept = keep_mask(dims, call["dropout_p"], call.seed, weights.device)
+    return weights * kept / (1 - call["dropout_p"]) @ value
+
+
+def recurrent(call: LocalCall) -> Any:
+    """lstm, gru, rnn: as they are; with dropout between layers, layer by layer with our own masks."""
+    if not (call["train"] and call["dropout"] > 0 and call["num_layers"] > 1):
+        return call.run()
+    num_weights = len(call["params"]) // call["num_layers"]
+    directions = 2 if call["bidirectional"] else 1
+    x, states, finals = call["input"], call["hx"], []
+    for layer in range(call["num_layers"]):
+        if layer > 0:
+            dims = (*call.results[0][:-1], _widened(call.results[0][-1]))
+            kept = keep_mask(dims, call["dropout"], call.seed + layer, x.device)
+            x = x * kept / (1 - call["dropout"])
+        rows = slice(layer * directions, (layer + 1) * directions)
+        hx = [s[rows] for s in states] if isinstance(states, list) else states[rows]
+        params = call["params"][layer * num_weights : (layer + 1) * num_weights]
+        x, *last = call.run(input=x, hx=hx, params=params, num_layers=1, dropout=0.0)
+        finals.append(last)
+    return (x, *(torch.cat(parts) for parts in zip(*finals, strict=True)))
+
+
+def _widened(dim: LocalDim) -> LocalDim:
+    """All of a dimension; the hidden state of a fused recurrent layer is never split."""
+    assert dim.whole, "the hidden dimension of a fused recurrent layer is whole"
+    return replace(dim, label=(), factors=(), span=None)
+
+
+def without_running_statistics(call: LocalCall) -> Any:
+    """batch_norm, instance_norm: in training each part normalizes what it has; running statistics stay.
+
+    Normalizing each part by itself is what data-parallel training does without synchronized statistics.
+    """
+    training = call["training"] if "training" in call.arguments else call["use_input_stats"]
+    return call.run(running_mean=None, running_var=None) if training else call.run()
+
+
+def group_norm(call: LocalCall) -> Any:
+    """As many groups as the local channels make."""
+    channels = call.dims["input"][1]
+    per_group = channels.extent // call["num_groups"]
+    assert channels.size % per_group == 0, "a group is never split"
+    return call.run(num_groups=channels.size // per_group)
+
+
+def dense_kernels() -> dict[str, Kernel]:
+    """Kernels by target without overload."""
+    table: dict[str, Kernel] = {
+        "aten.embedding": embedding,
+        "aten.embedding_bag": embedding_bag,
+        "aten.scaled_dot_product_attention": scaled_dot_product_attention,
+        "aten.batch_norm": without_running_statistics,
+        "aten.instance_norm": without_running_statistics,
+        "aten.group_norm": group_norm,
+    }
+    table.update(dict.fromkeys(("aten.linear", "aten.bilinear"), biased_once))
+    table.update(dict.fromkeys(("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv"), added_once))
+    table.update(dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), recurrent))
+    return table

@@ -1,0 +1,170 @@
+"""Kernels of pointwise operations, reductions, losses, factories and copies: literals that name whole shapes."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soaprl.runtime.calls import Kernel, LocalCall, tensor_dims
+from soaprl.runtime.random_bits import keep_mask
+from soaprl.runtime.shards import LocalDim
+
+MEAN, SUM = 1, 2
+
+
+def dropout(call: LocalCall) -> Any:
+    """Masks by global element index, so that they do not depend on the split."""
+    x, p = call["input"], call["p"]
+    if not call["train"] or p == 0:
+        return x
+    return x * _mask(call, x) / (1 - p) if p < 1 else x * 0
+
+
+def feature_dropout(call: LocalCall) -> Any:
+    """Dropout of whole channels: one random number for each (sample, channel)."""
+    x, p = call["input"], call["p"]
+    if not call["train"] or p == 0:
+        return x
+    mask = keep_mask(call.results[0][:2], p, call.seed, x.device)
+    return x * mask.reshape(*mask.shape, *[1] * (x.dim() - 2)) / (1 - p) if p < 1 else x * 0
+
+
+def alpha_dropout(call: LocalCall) -> Any:
+    """Dropout that keeps mean and variance of a SELU network (Klambauer et al. 2017, section 3)."""
+    x, p = call["input"], call["p"]
+    if not call["train"] or p == 0:
+        return x
+    lowest = -1.7580993408473766
+    a = ((1 - p) * (1 + p * lowest**2)) ** -0.5
+    return a * torch.where(_mask(call, x), x, lowest) - a * p * lowest
+
+
+def _mask(call: LocalCall, x: Tensor) -> Tensor:
+    return keep_mask(call.results[0], call["p"], call.seed, x.device)
+
+
+def mean(call: LocalCall) -> Any:
+    """A partial sum over the whole extent: never a mean of means."""
+    dims = call.dims["self"]
+    chosen = call.get("dim")
+    chosen = range(len(dims)) if chosen in (None, [], ()) else chosen
+    chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+    count = prod(dims[d].extent for d in chosen)
+    return torch.sum(call["self"], chosen, keepdim=bool(call.get("keepdim")), dtype=call["dtype"]) / count
+
+
+def loss(call: LocalCall) -> Any:
+    """Losses of elements: a mean is the partial sum over the number of all elements."""
+    if call["reduction"] != MEAN:
+        return call.run()
+    operands = list(tensor_dims(call.dims.values()))
+    rank = max(len(dims) for dims in operands)
+    count = prod(max(dims[d].extent for dims in operands if len(dims) >= -d) for d in range(-rank, 0))
+    return call.run(reduction=SUM) / count
+
+
+def log_sum_exp(call: LocalCall) -> Any:
+    """``soaprl.log_sum_exp(x, dim)``: over the local indices; parts combine by ``logaddexp``."""
+    return torch.logsumexp(call["0"], call["1"])
+
+
+def factory(call: LocalCall) -> Any:
+    """Tensors made of literals: the whole one, cropped to what the part computes."""
+    return cropped(call.run(), call.results[0])
+
+
+def cropped(tensor: Tensor, dims: tuple[LocalDim, ...]) -> Tensor:
+    """The local indices of a whole tensor."""
+    for d, dim in enumerate(dims):
+        if dim.size == dim.stop - dim.start:
+            tensor = tensor.narrow(d, dim.start, dim.size)
+        else:
+            tensor = tensor.index_select(d, dim.indices().to(tensor.device))
+    return tensor
+
+
+def local_size(name: str) -> Kernel:
+    """A kernel for calls whose argument `name` is the result's shape."""
+
+    def kernel(call: LocalCall) -> Any:
+        return call.run(**{name: call.result_shape})
+
+    return kernel
+
+
+def triangle(call: LocalCall) -> Any:
+    """triu, tril: the diagonal as seen from the local corner."""
+    rows, columns = call.dims["self"][-2:]
+    offset = (columns.indices()[None, :] - rows.indices()[:, None]).to(call["self"].device)
+    kept = offset >= call["diagonal"] if call.target.startswith("aten.triu") else offset <= call["diagonal"]
+    return torch.where(kept, call["self"], torch.zeros_like(call["self"]))
+
+
+def copy(call: LocalCall) -> Any:
+    """``soaprl.copy(x)``: a view kept as a call."""
+    return call["0"].clone()
+
+
+def reshape(call: LocalCall) -> Any:
+    """``soaprl.reshape(x)``: to the shape of the result."""
+    return call["0"].reshape(call.result_shape)
+
+
+def rearrange(call: LocalCall) -> Any:
+    """``soaprl.rearrange(x, dims)``, with (out, start, length) for each dimension of x; out -1 is dropped.
+
+    A dimension that is split already holds the indices it contributes; a whole one is narrowed here.
+    """
+    x, order = call["0"], []
+    for d, (out, start, length) in enumerate(call["1"]):
+        if call.dims["0"][d].span is None:
+            x = x.narrow(d, start, length)
+        if out >= 0:
+            order.append((out, d))
+    dropped = [d for d, (out, _, _) in enumerate(call["1"]) if out < 0]
+    kept = [d for _, d in sorted(order)]
+    x = x.permute(*kept, *dropped).reshape([x.shape[d] for d in kept])
+    present = {out for out, _ in order}
+    for d in range(len(call.results[0])):
+        if d not in present:
+            x = x.unsqueeze(d)
+    return x.expand(call.result_shape)
+
+
+def plain_kernels() -> dict[str, Kernel]:
+    """Kernels by target without overload."""
+    table: dict[str, Kernel] = {
+        "aten.dropout": dropout,
+        "aten.feature_dropout": feature_dropout,
+        "aten.alpha_dropout": alpha_dropout,
+        "aten.mean": mean,
+        "aten.triu": triangle,
+        "aten.tril": triangle,
+        "soaprl.log_sum_exp": log_sum_exp,
+        "soaprl.copy": copy,
+        "soaprl.reshape": reshape,
+        "soaprl.rearrange": rearrange,
+    }
+    for name in ("zeros", "ones", "full", "arange", "empty", "linspace", "eye", "scalar_tensor"):
+        table[f"aten.{name}"] = factory
+    for name in ("new_zeros", "new_ones", "new_full", "new_empty", "expand", "view", "reshape"):
+        table[f"aten.{name}"] = local_size("shape" if name == "reshape" else "size")
+    for name in _ELEMENT_LOSSES:
+        table[f"aten.{name}"] = loss
+    return table
+
+
+_ELEMENT_LOSSES = (
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "kl_div",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "soft_margin_loss",
+    "hinge_embedding_loss",
+    "poisson_nll_loss",
+)
+
