@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import filling_kernel
 
 ALGORITHMS = ("none", "ring", "mesh", "hierarchical", "tree", "pairwise")
 _NONE, _RING, _MESH, _HIERARCHICAL, _TREE, _PAIRWISE = range(6)
@@ -59,7 +59,7 @@ def collective_scratch(tables: ClusterTables) -> CollectiveScratch:
     )
 
 
-@kernel
+@filling_kernel
 def transfer_time(tables: ClusterTables, source: int, target: int, num_bytes: float) -> float:
     """Seconds of a transfer of `num_bytes` on an idle route; 0 from a device to itself."""
     route = source * tables.num_devices + target
@@ -67,7 +67,7 @@ def transfer_time(tables: ClusterTables, source: int, target: int, num_bytes: fl
     return time_s
 
 
-@kernel
+@filling_kernel
 def _send(
     tables: ClusterTables, scratch: CollectiveScratch, row: int, source: int, target: int, num_bytes: float
 ) -> float:
@@ -83,7 +83,7 @@ def _send(
     return latency_s
 
 
-@kernel
+@filling_kernel
 def _ring(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -108,7 +108,7 @@ def _ring(
     return rounds * slowest
 
 
-@kernel
+@filling_kernel
 def _mesh(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -129,7 +129,7 @@ def _mesh(
     return passes * slowest
 
 
-@kernel
+@filling_kernel
 def _hierarchical(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -157,7 +157,7 @@ def _hierarchical(
     return inside + across
 
 
-@kernel
+@filling_kernel
 def _tree(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -189,7 +189,7 @@ def _tree(
     return total
 
 
-@kernel
+@filling_kernel
 def _busiest(scratch: CollectiveScratch, row: int) -> float:
     """The largest entry of a row."""
     busiest = 0.0
@@ -198,7 +198,7 @@ def _busiest(scratch: CollectiveScratch, row: int) -> float:
     return busiest
 
 
-@kernel
+@filling_kernel
 def _clear(scratch: CollectiveScratch, row: int) -> None:
     """Make a row all zero."""
     for k in range(scratch.num_links[row]):
@@ -206,7 +206,7 @@ def _clear(scratch: CollectiveScratch, row: int) -> None:
     scratch.num_links[row] = 0
 
 
-@kernel
+@filling_kernel
 def _devices_per_node(tables: ClusterTables, members: IntArray, num_members: int) -> int:
     """How many members each node has; 0 where nodes differ."""
     run, expected = 0, 0
@@ -220,7 +220,7 @@ def _devices_per_node(tables: ClusterTables, members: IntArray, num_members: int
     return expected
 
 
-@kernel
+@filling_kernel
 def _plan(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -246,7 +246,7 @@ def _plan(
     return tables.collective_base_s + latency + _busiest(scratch, row)
 
 
-@kernel
+@filling_kernel
 def _offered(
     tables: ClusterTables, algorithm: int, members: IntArray, num_members: int, per_node: int, passes: int
 ) -> bool:
@@ -258,7 +258,7 @@ def _offered(
     return algorithm == _RING or (algorithm == _TREE and passes == 2)
 
 
-@kernel
+@filling_kernel
 def _finish(scratch: CollectiveScratch, row: int, links: IntArray, busy_s: FloatArray) -> int:
     """Move a row into the caller's arrays; returns how many links it has."""
     count: int = scratch.num_links[row]
@@ -269,7 +269,7 @@ def _finish(scratch: CollectiveScratch, row: int, links: IntArray, busy_s: Float
     return count
 
 
-@kernel
+@filling_kernel
 def _best(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -296,7 +296,7 @@ def _best(
     return best_s, _finish(scratch, 1 - row, links, busy_s), best_algorithm
 
 
-@kernel
+@filling_kernel
 def all_reduce(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -315,7 +315,7 @@ def all_reduce(
     return _best(tables, scratch, members, num_members, num_bytes, 2, links, busy_s)
 
 
-@kernel
+@filling_kernel
 def all_gather(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -332,7 +332,7 @@ def all_gather(
     return _best(tables, scratch, members, num_members, num_bytes, 1, links, busy_s)
 
 
-@kernel
+@filling_kernel
 def all_to_all(
     tables: ClusterTables,
     scratch: CollectiveScratch,
