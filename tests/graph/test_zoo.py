@@ -94,7 +94,7 @@ TINY: dict[str, dict[str, Option]] = {
     "gpt2-xl": TINY_TRANSFORMER,
     "llama-7b": {"num_layers": 2, "width": 16, "num_heads": 2, "hidden": 24, "vocabulary": 50, "sequence": 6},
     "vit-b-16": {"num_layers": 2, "width": 16, "num_heads": 2, "image_size": 32, "num_classes": 10},
-    "dlrm": {"max_rows": 100, "values": 2},
+    "dlrm": {"max_rows": 100},
     "moe": TINY_TRANSFORMER | {"num_experts": 3},
 }
 

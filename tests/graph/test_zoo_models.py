@@ -147,13 +147,13 @@ def test_mixture_is_the_weighted_sum_of_a_tokens_best_experts() -> None:
 
 def test_dlrm_scores_the_products_of_all_pairs_of_vectors() -> None:
     torch.manual_seed(0)
-    module, (dense, categories, clicks), _ = build("dlrm", 3, width=4, max_rows=50, values=2)
+    module, (dense, categories, clicks), _ = build("dlrm", 3, width=4, max_rows=50)
     loss = module(dense, categories, clicks)
     losses = []
     for sample in range(3):
         bottom = module.bottom(dense[sample])
-        bags = [t.weight[categories[sample, i]].sum(dim=0) for i, t in enumerate(module.tables)]
-        vectors = [bottom, *bags]
+        embedded = [t.weight[categories[sample, i]] for i, t in enumerate(module.tables)]
+        vectors = [bottom, *embedded]
         products = [vectors[i] @ vectors[j] for i in range(27) for j in range(i)]
         probability = module.click(module.top(torch.cat((bottom, torch.stack(products))))).sigmoid()[0]
         losses.append(functional.binary_cross_entropy(probability, clicks[sample]))

@@ -253,7 +253,7 @@ _OTHERS = (
         source="about 540 million reported for Criteo Kaggle; 33,762,577 rows x 16 + 475,985",
         optimizer="sgd",
         factory="soaprl.graph.zoo.dlrm:dlrm",
-        options={"width": 16, "max_rows": 10_131_227, "values": 1},
+        options={"width": 16, "max_rows": 10_131_227},
     ),
     ZooModel(
         name="moe",

@@ -23,13 +23,17 @@ def _perceptron(*sizes: int) -> nn.Sequential:
 
 
 class DLRM(nn.Module):
-    """Embeds categories, maps numbers to the same width, and scores the dot products of all pairs."""
+    """Embeds categories, maps numbers to the same width, and scores the dot products of all pairs.
+
+    Each categorical feature of Criteo has one value, so that tables are plain embeddings. (`nn.EmbeddingBag`
+    is exported with one flat list of values and offsets into it, which hides whose value is whose.)
+    """
 
     pairs: Tensor
 
     def __init__(self, *, rows: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.EmbeddingBag(num, width, mode="sum") for num in rows)
+        self.tables = nn.ModuleList(nn.Embedding(num, width) for num in rows)
         self.bottom = _perceptron(_NUM_DENSE, 512, 256, 64, width)
         num_vectors = len(rows) + 1
         row, column = torch.tril_indices(num_vectors, num_vectors, offset=-1)
@@ -42,26 +46,25 @@ class DLRM(nn.Module):
 
         Args:
             dense: Numbers, shape (batch, 13).
-            categories: Indices into the tables, shape (batch, tables, values of each feature).
+            categories: Indices into the tables, shape (batch, tables).
             clicks: 0. or 1., shape (batch,).
         """
         bottom = self.bottom(dense)
-        bags = [table(categories[:, index]) for index, table in enumerate(self.tables)]
-        vectors = torch.stack([bottom, *bags], dim=1)  # (batch, vectors, width)
+        embedded = [table(categories[:, index]) for index, table in enumerate(self.tables)]
+        vectors = torch.stack([bottom, *embedded], dim=1)  # (batch, vectors, width)
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)  # (batch, vectors * vectors)
         features = torch.cat((bottom, products.index_select(1, self.pairs)), dim=1)
         return functional.binary_cross_entropy_with_logits(self.click(self.top(features)).squeeze(1), clicks)
 
 
 def dlrm(
-    batch_size: int, *, width: int = 16, max_rows: int = max(CRITEO_ROWS), values: int = 1
+    batch_size: int, *, width: int = 16, max_rows: int = max(CRITEO_ROWS)
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """DLRM as its authors size it for Criteo Kaggle; numbers (batch, 13), categories, clicks (batch,).
 
-    `max_rows` caps the size of a table (values above share rows); `values` is the number of values that each
-    categorical feature has.
+    `max_rows` caps the size of a table (values above share rows).
     """
     rows = tuple(min(num, max_rows) for num in CRITEO_ROWS)
-    categories = torch.stack([torch.randint(num, (batch_size, values)) for num in rows], dim=1)
+    categories = torch.stack([torch.randint(num, (batch_size,)) for num in rows], dim=1)
     clicks = torch.randint(2, (batch_size,)).float()
     return DLRM(rows=rows, width=width), (torch.randn(batch_size, _NUM_DENSE), categories, clicks)
