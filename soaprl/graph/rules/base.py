@@ -163,7 +163,13 @@ def window(label: str, *, kernel: int, stride: int, padding: int, dilation: int 
 
 
 def offset(label: str, start: int) -> Dim:
-    """Label index ``i`` is index ``i + start`` of the dimension; indices outside of it are not touched."""
+    """Label index ``i`` is index ``i + start`` of the dimension; indices outside of it are not touched.
+
+    Label and dimension may have different extents, so even with ``start=0`` this is not `plain`: its map is
+    the identity, written as ``(2 * i) // 2``.
+    """
+    if start == 0:
+        return Dim(label=label, mul=2, div=2)
     return Dim(label=label, add_first=start, add_last=start)
 
 

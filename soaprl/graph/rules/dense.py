@@ -32,6 +32,7 @@ def register(table: RuleTable) -> None:
     table.register("aten.outer", "aten.ger")(outer)
     table.register("aten.einsum")(einsum)
     table.register("aten.bilinear")(bilinear)
+    table.register("aten.cdist")(distances)
 
 
 def linear(node: Node, values: tuple[Value, ...]) -> Rule | None:
@@ -244,5 +245,38 @@ def bilinear(node: Node, values: tuple[Value, ...]) -> Rule | None:
         operands=operands,
         result_dims=[(*plain_dims(leading), plain("channel"))],
         forward_flops=flops,
+        matmul=True,
+    )
+
+
+def distances(node: Node, values: tuple[Value, ...]) -> Rule | None:
+    """Distances of all pairs of rows: ``a[.., r, i] b[.., c, i] -> y[.., r, c]``, over whole vectors."""
+    a, b = tensor(node, values, 0), tensor(node, values, 1)
+    if a is None or b is None or min(len(a.shape), len(b.shape)) < 2:
+        return None
+    rows = dim_labels(results(node, values)[0].shape[:-1])
+    column = Label(name="channel", extent=b.shape[-2])
+    inner = Label(name="in_channel", extent=a.shape[-1], splittable=False)
+    a_dims, b_dims = broadcast(a.shape[:-1], rows), broadcast(b.shape[:-2], rows[:-1])
+    if a_dims is None or b_dims is None:
+        return None
+    labels = (*rows, column, inner)
+    operands = [
+        Operand(value=a, dims=(*a_dims, plain("in_channel")), gradient=each(3, labels), saved=True),
+        Operand(
+            value=b,
+            dims=(*b_dims, plain("channel"), plain("in_channel")),
+            gradient=each(3, labels),
+            saved=True,
+        ),
+    ]
+    return build(
+        node,
+        values,
+        labels=labels,
+        operands=operands,
+        result_dims=[plain_dims((*rows, column))],
+        forward_flops=each(3, labels),
+        saves_results=[True],
         matmul=True,
     )

@@ -1,6 +1,6 @@
 """Table look-ups. Rows split into vocabularies: each part answers for its own ids, others read zero."""
 
-from soaprl.graph.rules.base import WHOLE, Label, Node, Rule, RuleTable, Value, plain
+from soaprl.graph.rules.base import WHOLE, Label, Node, Rule, RuleTable, Value, plain, window
 from soaprl.graph.rules.labels import (
     Operand,
     build,
@@ -62,14 +62,14 @@ def embedding_bag(node: Node, values: tuple[Value, ...]) -> Rule | None:
     channel = Label(name="channel", extent=weight.shape[1])
     vocabulary = Label(name="vocabulary", extent=weight.shape[0], splittable=mode != _MAX)
     labels = (bag, channel, vocabulary)
-    # With `include_last_offset` there is one offset more than bags.
-    exact = offsets.shape[0] == bag.extent
+    # A bag ends where the next one starts.
+    ends = window("sample", kernel=2, stride=1, padding=0)
     ids_per_bag = ids.shape[0] / bag.extent if bag.extent else 0.0
     summed = each(ids_per_bag, (bag, channel))
     operands = [
         Operand(value=weight, dims=(plain("vocabulary"), plain("channel")), gradient=summed),
         Operand(value=ids, dims=(WHOLE,), saved=True),
-        Operand(value=offsets, dims=(plain("sample") if exact else WHOLE,), saved=True),
+        Operand(value=offsets, dims=(ends,), saved=True),
     ]
     if weights is not None:
         operands.append(Operand(value=weights, dims=(WHOLE,), gradient=summed, saved=True))

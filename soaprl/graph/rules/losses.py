@@ -50,7 +50,7 @@ _KINDS = (
     _Kind(name="binary_cross_entropy_with_logits", reduction_position=4, flops=2 * TRANSCENDENTAL_FLOPS + 5),
     _Kind(name="poisson_nll_loss", reduction_position=5, flops=TRANSCENDENTAL_FLOPS + 3),
 )
-_NONE = 0
+_NONE, _MEAN = 0, 1
 
 
 def register(table: RuleTable) -> None:
@@ -98,6 +98,11 @@ def _class_labels(shape: tuple[int, ...], class_dim: int, *, splittable: bool) -
     )
 
 
+def _target_dims(rows: tuple[Label, ...], reduction: int) -> tuple[Dim, ...]:
+    """A mean divides by what all targets weigh (ignored ones nothing), so every part reads them all."""
+    return (WHOLE,) * len(rows) if reduction == _MEAN else plain_dims(rows)
+
+
 def class_loss(node: Node, values: tuple[Value, ...]) -> Rule | None:
     """Cross-entropy or negative log-likelihood over whole classes; targets are indices or probabilities."""
     logits, target = tensor(node, values, 0, "self"), tensor(node, values, 1, "target")
@@ -113,7 +118,7 @@ def class_loss(node: Node, values: tuple[Value, ...]) -> Rule | None:
         Operand(value=logits, dims=plain_dims(labels), gradient=each(2, labels), saved=not likelihood),
         Operand(
             value=target,
-            dims=plain_dims(labels if target.is_float else rows),
+            dims=plain_dims(labels) if target.is_float else _target_dims(rows, reduction),
             gradient=each(2, labels),
             saved=True,
         ),
@@ -188,7 +193,8 @@ def log_sum_exp(node: Node, values: tuple[Value, ...]) -> Rule | None:
 def nll_from_log_sum_exp(node: Node, values: tuple[Value, ...]) -> Rule | None:
     """``-x[n, t[n]] + z[n]`` over all rows; a part picks the targets that are among its classes.
 
-    With label smoothing every class counts. Weights are for each class, and a part needs only its own.
+    With label smoothing every class counts. A mean divides by what the targets weigh, for which a part needs
+    all targets and the weights of all classes; otherwise its own will do.
     """
     logits, normalizer, target, weight = (
         tensor(node, values, p, n) for p, n in enumerate(("logits", "log_sum_exp", "target", "weight"))
@@ -208,10 +214,12 @@ def nll_from_log_sum_exp(node: Node, values: tuple[Value, ...]) -> Rule | None:
     operands = [
         Operand(value=logits, dims=plain_dims(labels), gradient=each(1, labels)),
         Operand(value=normalizer, dims=plain_dims(rows), gradient=each(1, rows)),
-        Operand(value=target, dims=plain_dims(rows), saved=True),
+        Operand(value=target, dims=_target_dims(rows, reduction), saved=True),
     ]
     if weight is not None:
-        operands.append(Operand(value=weight, dims=(plain("class"),), saved=True))
+        operands.append(
+            Operand(value=weight, dims=(WHOLE if reduction == _MEAN else plain("class"),), saved=True)
+        )
     return build(
         node,
         values,

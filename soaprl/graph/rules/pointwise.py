@@ -52,9 +52,17 @@ class _Keeps(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    """Operators that cost and keep the same; see `Rule.additive`."""
+    """Operators that cost and keep the same.
 
-    names: tuple[str, ...]
+    Attributes:
+        names: Their names, with spaces between them.
+        keeps: What the backward pass reads.
+        flops: FLOPs for each element.
+        additive: See `Rule.additive`.
+        differentiable: Whether they have a gradient other than zero.
+    """
+
+    names: str
     keeps: _Keeps
     flops: float = 1.0
     additive: bool = False
@@ -62,156 +70,50 @@ class _Kind:
 
 
 _KINDS = (
-    _Kind(names=("add", "sub", "subtract", "rsub", "true_add"), keeps=_Keeps.NOTHING),
-    _Kind(names=("neg", "negative", "positive"), keeps=_Keeps.NOTHING, additive=True),
+    _Kind(names="add sub subtract rsub true_add", keeps=_Keeps.NOTHING),
+    _Kind(names="neg negative positive", keeps=_Keeps.NOTHING, additive=True),
     _Kind(
-        names=("clone", "_to_copy", "to", "type_as", "float", "half", "bfloat16", "double", "copy"),
+        names="clone _to_copy to type_as float half bfloat16 double copy",
         keeps=_Keeps.NOTHING,
         flops=0.0,
         additive=True,
     ),
-    _Kind(names=("mul", "multiply"), keeps=_Keeps.OTHERS, additive=True),
-    _Kind(names=("div", "divide", "true_divide"), keeps=_Keeps.OTHERS, flops=TRANSCENDENTAL_FLOPS),
-    _Kind(names=("relu", "sqrt"), keeps=_Keeps.RESULT),
+    _Kind(names="mul multiply", keeps=_Keeps.OTHERS, additive=True),
+    _Kind(names="div divide true_divide", keeps=_Keeps.OTHERS, flops=TRANSCENDENTAL_FLOPS),
+    _Kind(names="relu sqrt", keeps=_Keeps.RESULT),
     _Kind(
-        names=("sigmoid", "tanh", "exp", "exp2", "expm1", "rsqrt", "reciprocal", "tan", "special_expit"),
+        names="sigmoid tanh exp exp2 expm1 rsqrt reciprocal tan special_expit",
         keeps=_Keeps.RESULT,
         flops=TRANSCENDENTAL_FLOPS,
     ),
     _Kind(
         names=(
-            "abs",
-            "absolute",
-            "square",
-            "leaky_relu",
-            "relu6",
-            "hardtanh",
-            "hardswish",
-            "hardsigmoid",
-            "threshold",
-            "clamp",
-            "clip",
-            "clamp_min",
-            "clamp_max",
-            "maximum",
-            "minimum",
-            "fmax",
-            "fmin",
-            "nan_to_num",
-            "softshrink",
-            "hardshrink",
-            "rrelu",
-            "addcmul",
-            "lerp",
+            "abs absolute square leaky_relu relu6 hardtanh hardswish hardsigmoid threshold clamp clip "
+            "clamp_min clamp_max maximum minimum fmax fmin nan_to_num softshrink hardshrink rrelu "
+            "addcmul lerp"
         ),
         keeps=_Keeps.ARGUMENTS,
         flops=2.0,
     ),
     _Kind(
         names=(
-            "gelu",
-            "silu",
-            "mish",
-            "softplus",
-            "elu",
-            "selu",
-            "celu",
-            "log_sigmoid",
-            "logit",
-            "log",
-            "log2",
-            "log10",
-            "log1p",
-            "sin",
-            "cos",
-            "sinh",
-            "cosh",
-            "asin",
-            "acos",
-            "atan",
-            "atan2",
-            "arctan2",
-            "asinh",
-            "acosh",
-            "atanh",
-            "erf",
-            "erfc",
-            "erfinv",
-            "sinc",
-            "xlogy",
-            "logaddexp",
-            "logaddexp2",
-            "hypot",
-            "pow",
-            "addcdiv",
-            "digamma",
-            "lgamma",
-            "float_power",
-            "copysign",
+            "gelu silu mish softplus elu selu celu log_sigmoid logit log log2 log10 log1p sin cos "
+            "sinh cosh asin acos atan atan2 arctan2 asinh acosh atanh erf erfc erfinv sinc xlogy "
+            "logaddexp logaddexp2 hypot pow addcdiv digamma lgamma float_power copysign"
         ),
         keeps=_Keeps.ARGUMENTS,
         flops=TRANSCENDENTAL_FLOPS,
     ),
-    _Kind(names=("where", "masked_fill"), keeps=_Keeps.CONDITION),
-    _Kind(names=("remainder", "fmod"), keeps=_Keeps.ARGUMENTS, flops=TRANSCENDENTAL_FLOPS),
+    _Kind(names="where masked_fill", keeps=_Keeps.CONDITION),
+    _Kind(names="remainder fmod", keeps=_Keeps.ARGUMENTS, flops=TRANSCENDENTAL_FLOPS),
     _Kind(
         names=(
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "less",
-            "less_equal",
-            "greater",
-            "greater_equal",
-            "not_equal",
-            "logical_and",
-            "logical_or",
-            "logical_xor",
-            "logical_not",
-            "bitwise_and",
-            "bitwise_or",
-            "bitwise_xor",
-            "bitwise_not",
-            "bitwise_left_shift",
-            "bitwise_right_shift",
-            "__and__",
-            "__or__",
-            "__xor__",
-            "__lshift__",
-            "__rshift__",
-            "isnan",
-            "isinf",
-            "isfinite",
-            "isclose",
-            "floor",
-            "ceil",
-            "round",
-            "trunc",
-            "fix",
-            "frac",
-            "sign",
-            "sgn",
-            "signbit",
-            "heaviside",
-            "floor_divide",
-            "fill",
-            "zero",
-            "zeros_like",
-            "ones_like",
-            "full_like",
-            "empty_like",
-            "rand_like",
-            "randn_like",
-            "bernoulli",
-            "exponential",
-            "uniform",
-            "normal",
-            "bool",
-            "int",
-            "long",
+            "eq ne lt le gt ge less less_equal greater greater_equal not_equal logical_and logical_or "
+            "logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not "
+            "bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ "
+            "isnan isinf isfinite isclose floor ceil round trunc fix frac sign sgn signbit heaviside "
+            "floor_divide fill zero zeros_like ones_like full_like empty_like rand_like randn_like "
+            "bernoulli exponential uniform normal bool int long"
         ),
         keeps=_Keeps.NOTHING,
         differentiable=False,
@@ -229,15 +131,15 @@ _INPLACE_DUNDERS = ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__")
 def register(table: RuleTable) -> None:
     """Adds the rules of this file to `table`."""
     for kind in _KINDS:
-        rule = partial(_cast if kind.names[0] == "clone" else elementwise, kind=kind)
-        for name in kind.names:
+        rule = partial(_cast if kind.names.startswith("clone") else elementwise, kind=kind)
+        for name in kind.names.split():
             overloads = _OVERLOADS.get(name)
             table.register(*([f"aten.{name}.{o}" for o in overloads] if overloads else [f"aten.{name}"]))(
                 rule
             )
             if name not in _INPLACE_DUNDERS and not overloads:
                 table.register(f"aten.{name}_")(rule)
-    larger = _Kind(names=("max", "min"), keeps=_Keeps.ARGUMENTS)
+    larger = _Kind(names="max min", keeps=_Keeps.ARGUMENTS)
     table.register("aten.max.other", "aten.min.other")(partial(elementwise, kind=larger))
     table.register("aten.prelu", "aten._prelu_kernel")(prelu)
     table.register("aten.glu")(glu)
@@ -278,7 +180,7 @@ def elementwise(node: Node, values: tuple[Value, ...], *, kind: _Kind) -> Rule |
 
 
 def _additive(node: Node, kind: _Kind) -> bool:
-    if "div" in kind.names:
+    if kind.names.startswith("div"):
         return node.argument(9, "rounding_mode") is None and bool(node.tensor_arguments())
     return kind.additive
 
