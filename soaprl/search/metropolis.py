@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.errors import SearchError, StrategyError
+from soaprl.graph.files import graph_fingerprint
 from soaprl.search.chain import Chain, Limits, Walker, begin, walk
 from soaprl.search.position import Position, position_state, resumed
 from soaprl.search.proposals import Proposals, ProposalSettings
@@ -253,8 +254,10 @@ def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Sta
     return {
         "model": problem.graph.name,
         "batch_size": problem.graph.batch_size,
+        "graph": graph_fingerprint(problem.graph),
         "cluster": problem.cluster.fingerprint,
         "cost": problem.cost.name,
+        "options": str(problem.options),
         "seed": task.seed,
         "beta_relative": settings.beta_relative,
         "patience": settings.patience,

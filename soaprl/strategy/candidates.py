@@ -158,9 +158,15 @@ def _ranked(operator: Operator, vectors: NDArray[np.int32], num_devices: int) ->
 
 @lru_cache(maxsize=4096)
 def _count(choices: tuple[tuple[int, ...], ...], limit: int) -> int:
-    if not choices:
-        return 1
-    return sum(_count(choices[1:], limit // degree) for degree in choices[0] if degree <= limit)
+    # ways[p]: number of vectors over the factors so far with product p.
+    ways = np.zeros(limit + 1, dtype=np.int64)
+    ways[1] = 1
+    for degrees in choices:
+        grown = np.zeros_like(ways)
+        for degree in degrees:
+            grown[degree::degree] += ways[1 : limit // degree + 1]
+        ways = grown
+    return int(ways.sum())
 
 
 @lru_cache(maxsize=256)

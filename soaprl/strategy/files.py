@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.cluster import Cluster
 from soaprl.errors import StrategyError
+from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import Operator, OperatorGraph
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.validation import check_config
@@ -109,14 +110,19 @@ class StrategyRecord(_Strict):
     predicted_iteration_time_s: float | None = None
     operators: dict[str, OperatorRecord]
 
-    def bind(self, graph: OperatorGraph, cluster: Cluster, *, fingerprint: str) -> Strategy:
-        """The strategy for `graph`, whose fingerprint is `fingerprint`, on `cluster`.
+    def bind(self, graph: OperatorGraph, cluster: Cluster, *, fingerprint: str | None = None) -> Strategy:
+        """The strategy for `graph` on `cluster`.
+
+        Args:
+            graph: The model's operators.
+            cluster: Where to run; may differ from the cluster of the file, as long as the devices exist.
+            fingerprint: Of `graph`, where the caller already has it.
 
         Raises:
             StrategyError: The strategy belongs to another graph, names an unknown factor, has an illegal
                 degree or device, or its devices are not as many as its degrees say.
         """
-        self._check_graph(graph, fingerprint)
+        self._check_graph(graph, fingerprint or graph_fingerprint(graph))
         configs = []
         for operator in graph.operators:
             config = _config(operator, self.operators[operator.name])

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from soaprl.graph.operators import OperatorGraph
-from soaprl.search.task import Budget, SearchTask
+from soaprl.search.task import Budget, Evaluator, Progress, SearchTask
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.candidates import DegreeLimits, legal_degrees
 from soaprl.strategy.strategy import OpConfig, Strategy
@@ -47,16 +48,14 @@ class Synthetic:
     def cost(self, strategy: Strategy) -> float:
         configs = strategy.configs
         single = sum(self._number((index, config)) for index, config in enumerate(configs))
-        pairs = zip(configs, configs[1:], strict=False)
+        pairs = pairwise(configs)
         return 1.0 + single + self.pair * sum(self._number((i, *two)) for i, two in enumerate(pairs))
 
-    def _number(self, key: tuple[object, ...]) -> float:
+    def _number(self, key: tuple[int | OpConfig, ...]) -> float:
         if key not in self.tables:
             flat = [self.seed, len(key)]
             for item in key:
-                flat += (
-                    [item] if isinstance(item, int) else [*item.degrees, 97, *item.devices]  # type: ignore[attr-defined]
-                )
+                flat += [*item.degrees, 97, *item.devices] if isinstance(item, OpConfig) else [item]
             self.tables[key] = float(np.random.default_rng(flat).random())
         return self.tables[key]
 
@@ -88,19 +87,25 @@ def toy_problem(graph: OperatorGraph, num_devices: int) -> Problem:
 
 def toy_task(
     problem: Problem,
-    evaluator: object,
+    evaluator: Evaluator,
     *,
     evaluations: int | None = 100,
     seconds: float | None = None,
     clock: Callable[[], float] | None = None,
-    **options: object,
+    seed: int = 0,
+    progress: Progress | None = None,
+    state_path: Path | None = None,
+    resume: bool = False,
 ) -> SearchTask:
     return SearchTask(
         problem=problem,
-        evaluator=evaluator,  # type: ignore[arg-type]
+        evaluator=evaluator,
         budget=Budget(evaluations=evaluations, seconds=seconds),
         clock=clock or Steps(),
-        **options,  # type: ignore[arg-type]
+        seed=seed,
+        progress=progress,
+        state_path=state_path,
+        resume=resume,
     )
 
 

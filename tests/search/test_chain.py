@@ -1,31 +1,43 @@
 from collections import Counter
-from math import inf, sqrt
+from collections.abc import Callable
+from math import exp, inf, sqrt
 
-import numpy as np
 import pytest
 
-from soaprl.search.chain import Limits, Walker, accepts, begin, walk
+from soaprl.graph.operators import OperatorGraph
+from soaprl.search.chain import Chain, Limits, Walker, accepts, begin, walk
 from soaprl.search.proposals import Proposals, ProposalSettings
-from soaprl.search.task import Best
+from soaprl.search.task import Best, Evaluator
 from soaprl.strategy.baselines import single_device
+from soaprl.strategy.strategy import Strategy
 from tests.search.synthetic import Score, Steps, Synthetic, all_strategies, pointwise_chain, toy_problem
 
 
-def fresh(strategy, score, *, beta_relative=10.0, best=None):
+def fresh(
+    strategy: Strategy, score: Score, *, beta_relative: float = 10.0, best: Best | None = None
+) -> Chain:
     best = best or Best(strategy=strategy, evaluation=score, history=())
     return begin(strategy, score, beta_relative=beta_relative, best=best, elapsed_s=0.0)
 
 
-def started(evaluator, graph, num_devices, *, beta_relative=10.0):
+def started(
+    evaluator: Synthetic, graph: OperatorGraph, num_devices: int, *, beta_relative: float = 10.0
+) -> Chain:
     strategy = single_device(graph, toy_problem(graph, num_devices).cluster)
     return fresh(strategy, evaluator.evaluate(strategy), beta_relative=beta_relative)
 
 
-def walker(evaluator, proposals, *, visit=lambda chain, step, now: None, seed=0):
+def ignore(chain: Chain, step: int, now: float) -> None:
+    pass
+
+
+def walker(
+    evaluator: Evaluator, proposals: Proposals, *, visit: Callable[[Chain, int, float], None] = ignore
+) -> Walker:
     return Walker(
         evaluator=evaluator,
         proposals=proposals,
-        seed=seed,
+        seed=0,
         stream=1,
         first_number=1,
         elapsed=Steps(),
@@ -33,11 +45,11 @@ def walker(evaluator, proposals, *, visit=lambda chain, step, now: None, seed=0)
     )
 
 
-def steps(number):
+def steps(number: int) -> Limits:
     return Limits(steps=number, end_s=inf, idle_steps=inf, idle_s=inf)
 
 
-def test_a_proposal_is_compared_with_the_current_strategy_and_not_with_the_best():
+def test_a_proposal_is_compared_with_the_current_strategy_and_not_with_the_best() -> None:
     graph = pointwise_chain()
     strategy = single_device(graph, toy_problem(graph, 2).cluster)
     best = Best(strategy=strategy, evaluation=Score(iteration_time_s=1.0), history=())
@@ -47,7 +59,9 @@ def test_a_proposal_is_compared_with_the_current_strategy_and_not_with_the_best(
 
 
 @pytest.mark.parametrize(("excess", "exponential"), [(0.1, 1.0), (0.2, 2.0), (0.05, 0.5)])
-def test_a_slower_proposal_is_accepted_up_to_the_exponential_times_the_temperature(excess, exponential):
+def test_a_slower_proposal_is_accepted_up_to_the_exponential_times_the_temperature(
+    excess: float, exponential: float
+) -> None:
     graph = pointwise_chain()
     strategy = single_device(graph, toy_problem(graph, 2).cluster)
     # beta = 10 / 1 s, so that exp(-beta * excess) equals the uniform number exp(-exponential) at equality.
@@ -56,7 +70,7 @@ def test_a_slower_proposal_is_accepted_up_to_the_exponential_times_the_temperatu
     assert not accepts(chain, Score(iteration_time_s=1.0 + 1.001 * excess), exponential)
 
 
-def test_what_does_not_fit_is_never_accepted_from_what_fits_and_what_fits_always_from_what_does_not():
+def test_what_does_not_fit_is_never_accepted_from_what_fits_and_what_fits_always_from_what_does_not() -> None:
     graph = pointwise_chain()
     strategy = single_device(graph, toy_problem(graph, 2).cluster)
     small, large = (Score(iteration_time_s=1.0, feasible=False, peak_memory_bytes=b) for b in (100, 200))
@@ -69,7 +83,7 @@ def test_what_does_not_fit_is_never_accepted_from_what_fits_and_what_fits_always
     assert not accepts(fresh(strategy, small), large, 9.9)
 
 
-def chi_square(observed, probabilities):
+def chi_square(observed: Counter[Strategy], probabilities: dict[Strategy, float]) -> float:
     """The statistic in standard deviations above its mean; states expected less than 8 times are pooled."""
     total = sum(observed.values())
     expected = {state: total * p for state, p in probabilities.items()}
@@ -82,29 +96,29 @@ def chi_square(observed, probabilities):
     return (sum((o - e) ** 2 / e for o, e in cells) - degrees) / sqrt(2 * degrees)
 
 
-def normalized(weights):
+def normalized(weights: dict[Strategy, float]) -> dict[Strategy, float]:
     total = sum(weights.values())
     return {state: weight / total for state, weight in weights.items()}
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mixture"])
-def test_visits_to_a_three_operator_problem_follow_the_stationary_distribution(kind):
+def test_visits_to_a_three_operator_problem_follow_the_stationary_distribution(kind: str) -> None:
     graph, evaluator = pointwise_chain(num_operators=3), Synthetic()
     mixture = Proposals(graph, 2, ProposalSettings())
     proposals = Proposals(graph, 2, ProposalSettings(kind=kind))
     chain = started(evaluator, graph, 2, beta_relative=2.0)
-    visits = Counter()
+    visits: Counter[Strategy] = Counter()
 
-    def visit(chain, step, now):
+    def visit(chain: Chain, step: int, now: float) -> None:
         # Far enough apart that visits are nearly independent: each operator is proposed five times.
         if step % 15 == 0:
             visits[chain.current] += 1
 
     walk(walker(evaluator, proposals, visit=visit), chain, steps(240_000))
     beta = 1 / chain.time_scale_s
-    boltzmann = {s: np.exp(-beta * evaluator.cost(s)) for s in all_strategies(graph, 2)}
+    boltzmann = {s: exp(-beta * evaluator.cost(s)) for s in all_strategies(graph, 2)}
     weighted = {
-        s: w * np.exp(sum(mixture.log_probability(i, c) for i, c in enumerate(s.configs)))
+        s: w * exp(sum(mixture.log_probability(i, c) for i, c in enumerate(s.configs)))
         for s, w in boltzmann.items()
     }
     # 2 + 2^2 configurations of each of three operators.
@@ -114,13 +128,13 @@ def test_visits_to_a_three_operator_problem_follow_the_stationary_distribution(k
     assert chi_square(visits, normalized(wrong)) > 40
 
 
-def test_the_best_strategy_never_gets_worse_and_is_the_best_visited():
+def test_the_best_strategy_never_gets_worse_and_is_the_best_visited() -> None:
     graph, evaluator = pointwise_chain(num_operators=3), Synthetic()
     chain = started(evaluator, graph, 2, beta_relative=1.0)
     visited = [chain.evaluation.iteration_time_s]
-    bests = []
+    bests: list[float] = []
 
-    def visit(chain, step, now):
+    def visit(chain: Chain, step: int, now: float) -> None:
         visited.append(chain.evaluation.iteration_time_s)
         bests.append(chain.best.time_s)
 
@@ -131,7 +145,7 @@ def test_the_best_strategy_never_gets_worse_and_is_the_best_visited():
     assert end.evaluation.iteration_time_s > end.best.time_s
 
 
-def test_walking_in_two_parts_is_walking_in_one():
+def test_walking_in_two_parts_is_walking_in_one() -> None:
     graph, evaluator = pointwise_chain(num_operators=3), Synthetic()
     proposals = Proposals(graph, 2, ProposalSettings())
     chain = started(evaluator, graph, 2)
@@ -143,7 +157,7 @@ def test_walking_in_two_parts_is_walking_in_one():
 
 
 @pytest.mark.parametrize("at", [1, 2, 137])
-def test_an_interrupt_during_an_evaluation_loses_no_step(at):
+def test_an_interrupt_during_an_evaluation_loses_no_step(at: int) -> None:
     graph, evaluator = pointwise_chain(num_operators=3), Synthetic()
     proposals = Proposals(graph, 2, ProposalSettings())
     chain = started(evaluator, graph, 2)
@@ -151,7 +165,7 @@ def test_an_interrupt_during_an_evaluation_loses_no_step(at):
     class Interrupting:
         calls = 0
 
-        def evaluate(self, strategy):
+        def evaluate(self, strategy: Strategy) -> Score:
             self.calls += 1
             if self.calls == at:
                 raise KeyboardInterrupt

@@ -1,13 +1,16 @@
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from soaprl.errors import OutputError, SearchError
-from soaprl.search.metropolis import MetropolisSettings, metropolis
+from soaprl.search.metropolis import Expert, MetropolisSettings, metropolis
 from soaprl.search.proposals import ProposalSettings
-from soaprl.search.task import Budget
+from soaprl.search.task import Budget, Evaluation, Evaluator, SearchResult
 from soaprl.strategy.baselines import single_device
+from soaprl.strategy.strategy import Strategy
 from soaprl.strategy.validation import check_strategy
 from tests.search.synthetic import (
     Score,
@@ -23,7 +26,7 @@ from tests.toys import chain
 SETTINGS = MetropolisSettings(beta_relative=30.0)
 
 
-def outcome(result):
+def outcome(result: SearchResult) -> tuple[object, ...]:
     """Everything about a result but wall-clock times."""
     return (
         result.strategy,
@@ -39,10 +42,10 @@ def outcome(result):
 class Interrupting:
     """Raises KeyboardInterrupt in place of evaluation number `at`."""
 
-    def __init__(self, evaluator, at):
+    def __init__(self, evaluator: Evaluator, at: int) -> None:
         self.evaluator, self.at, self.calls = evaluator, at, 0
 
-    def evaluate(self, strategy):
+    def evaluate(self, strategy: Strategy) -> Evaluation:
         self.calls += 1
         if self.calls == self.at:
             raise KeyboardInterrupt
@@ -50,7 +53,7 @@ class Interrupting:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_optimum_over_all_strategies_is_found(seed):
+def test_the_optimum_over_all_strategies_is_found(seed: int) -> None:
     graph = pointwise_chain(num_operators=3)
     evaluator = Synthetic(seed=seed, pair=1.0)
     optimum = min(evaluator.cost(s) for s in all_strategies(graph, 2))
@@ -58,7 +61,7 @@ def test_the_optimum_over_all_strategies_is_found(seed):
     assert metropolis(task, SETTINGS).evaluation.iteration_time_s == optimum
 
 
-def test_the_literally_uniform_proposal_finds_the_optimum_of_three_linear_operators():
+def test_the_literally_uniform_proposal_finds_the_optimum_of_three_linear_operators() -> None:
     graph = chain(num_operators=3, sample=2, channel=2)
     evaluator = Synthetic(seed=7)
     strategies = list(all_strategies(graph, 2))
@@ -70,7 +73,7 @@ def test_the_literally_uniform_proposal_finds_the_optimum_of_three_linear_operat
     assert metropolis(task, settings).evaluation.iteration_time_s == optimum
 
 
-def test_equal_seeds_find_equal_results_and_other_seeds_walk_elsewhere():
+def test_equal_seeds_find_equal_results_and_other_seeds_walk_elsewhere() -> None:
     problem = toy_problem(chain(num_operators=4), 4)
     first, second, other = (
         metropolis(toy_task(problem, Synthetic(), evaluations=400, seed=seed), SETTINGS) for seed in (1, 1, 2)
@@ -80,7 +83,7 @@ def test_equal_seeds_find_equal_results_and_other_seeds_walk_elsewhere():
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 10, 101])
-def test_the_budget_of_evaluations_is_never_exceeded(budget):
+def test_the_budget_of_evaluations_is_never_exceeded(budget: int) -> None:
     evaluator = Synthetic()
     task = toy_task(toy_problem(chain(), 2), evaluator, evaluations=budget)
     result = metropolis(task, replace(SETTINGS, patience=1.0))
@@ -88,17 +91,17 @@ def test_the_budget_of_evaluations_is_never_exceeded(budget):
     check_strategy(task.problem.graph, 2, result.strategy)
 
 
-def test_starts_share_the_budget_equally_when_each_keeps_improving():
+def test_starts_share_the_budget_equally_when_each_keeps_improving() -> None:
     class EverBetter:
         """Each evaluation is faster than all before."""
 
         calls = 0
 
-        def evaluate(self, strategy):
+        def evaluate(self, strategy: Strategy) -> Score:
             self.calls += 1
             return Score(iteration_time_s=1.0 / self.calls)
 
-    stages = []
+    stages: list[tuple[str, int]] = []
     task = toy_task(
         toy_problem(chain(), 2),
         EverBetter(),
@@ -108,22 +111,22 @@ def test_starts_share_the_budget_equally_when_each_keeps_improving():
     )
     result = metropolis(task, replace(SETTINGS, num_random_starts=2))
     assert result.num_evaluations == 90
-    ends = {stage: number for stage, number in stages}
+    ends = dict(stages)
     assert ends == {"from data-parallel": 30, "from random-0": 60, "from random-1": 90}
 
 
 class Flat:
     """Nothing ever improves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls = 0
 
-    def evaluate(self, strategy):
+    def evaluate(self, strategy: Strategy) -> Score:
         self.calls += 1
         return Score(iteration_time_s=1.0)
 
 
-def test_a_start_ends_when_half_of_its_share_passed_without_improvement():
+def test_a_start_ends_when_half_of_its_share_passed_without_improvement() -> None:
     evaluator = Flat()
     task = toy_task(toy_problem(chain(), 2), evaluator, evaluations=100)
     metropolis(task, replace(SETTINGS, num_random_starts=1))
@@ -132,7 +135,7 @@ def test_a_start_ends_when_half_of_its_share_passed_without_improvement():
     assert evaluator.calls == (1 + 25) + (1 + 37)
 
 
-def test_the_time_budget_ends_starts_in_the_same_way():
+def test_the_time_budget_ends_starts_in_the_same_way() -> None:
     evaluator = Flat()
     task = toy_task(toy_problem(chain(), 2), evaluator, evaluations=None, seconds=10.0, clock=Steps(0.01))
     result = metropolis(task, replace(SETTINGS, num_random_starts=0))
@@ -141,14 +144,14 @@ def test_the_time_budget_ends_starts_in_the_same_way():
     assert result.num_evaluations == evaluator.calls
 
 
-def test_without_a_limit_the_search_is_refused():
+def test_without_a_limit_the_search_is_refused() -> None:
     task = toy_task(toy_problem(chain(), 2), Synthetic(), evaluations=None)
     with pytest.raises(SearchError, match="'mcmc' needs a budget"):
         metropolis(task)
 
 
 @pytest.mark.parametrize("at", [2, 40, 120, 201, 202, 203, 250])
-def test_an_interrupted_and_resumed_search_equals_an_uninterrupted_one(tmp_path, at):
+def test_an_interrupted_and_resumed_search_equals_an_uninterrupted_one(tmp_path: Path, at: int) -> None:
     problem = toy_problem(chain(num_operators=4), 4)
     settings = replace(SETTINGS, patience=1.0)
     whole = metropolis(toy_task(problem, Synthetic(), evaluations=400), settings)
@@ -162,7 +165,7 @@ def test_an_interrupted_and_resumed_search_equals_an_uninterrupted_one(tmp_path,
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_search_interrupted_many_times_equals_an_uninterrupted_one(tmp_path):
+def test_a_search_interrupted_many_times_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     problem = toy_problem(chain(num_operators=4), 4)
     whole = metropolis(toy_task(problem, Synthetic(), evaluations=300), SETTINGS)
     task = toy_task(problem, Synthetic(), evaluations=300, state_path=tmp_path / "state.json")
@@ -176,7 +179,7 @@ def test_a_search_interrupted_many_times_equals_an_uninterrupted_one(tmp_path):
     assert outcome(result) == outcome(whole)
 
 
-def test_a_finished_search_goes_on_under_a_larger_budget(tmp_path):
+def test_a_finished_search_goes_on_under_a_larger_budget(tmp_path: Path) -> None:
     problem = toy_problem(chain(num_operators=4), 4)
     settings = replace(SETTINGS, num_random_starts=0, patience=1.0)
     task = toy_task(problem, Synthetic(), evaluations=50, state_path=tmp_path / "state.json")
@@ -186,12 +189,12 @@ def test_a_finished_search_goes_on_under_a_larger_budget(tmp_path):
     assert outcome(metropolis(longer, settings)) == outcome(straight)
 
 
-def test_the_state_file_is_whole_whenever_it_is_looked_at(tmp_path):
+def test_the_state_file_is_whole_whenever_it_is_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    seen = []
+    seen: list[int] = []
 
     class Looking(Synthetic):
-        def evaluate(self, strategy):
+        def evaluate(self, strategy: Strategy) -> Score:
             if path.exists():
                 seen.append(json.loads(path.read_text())["chain"]["step"])
             return Synthetic.evaluate(self, strategy)
@@ -204,7 +207,7 @@ def test_the_state_file_is_whole_whenever_it_is_looked_at(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
 
 
-def test_an_interrupt_before_anything_was_found_is_passed_on():
+def test_an_interrupt_before_anything_was_found_is_passed_on() -> None:
     task = toy_task(toy_problem(chain(), 2), Interrupting(Synthetic(), 1))
     with pytest.raises(KeyboardInterrupt):
         metropolis(task)
@@ -214,21 +217,21 @@ def test_an_interrupt_before_anything_was_found_is_passed_on():
     ("change", "name"),
     [({"seed": 5}, "seed was 0"), ({"problem": toy_problem(chain(), 4)}, "cluster was")],
 )
-def test_the_state_of_another_search_is_refused(tmp_path, change, name):
+def test_the_state_of_another_search_is_refused(tmp_path: Path, change: dict[str, Any], name: str) -> None:
     task = toy_task(toy_problem(chain(), 2), Synthetic(), state_path=tmp_path / "state.json")
     metropolis(task, SETTINGS)
     with pytest.raises(SearchError, match=name):
         metropolis(replace(task, resume=True, **change), SETTINGS)
 
 
-def test_a_state_with_another_temperature_is_refused(tmp_path):
+def test_a_state_with_another_temperature_is_refused(tmp_path: Path) -> None:
     task = toy_task(toy_problem(chain(), 2), Synthetic(), state_path=tmp_path / "state.json")
     metropolis(task, SETTINGS)
     with pytest.raises(SearchError, match=r"beta_relative was 30.0 there, and is 31.0 now"):
         metropolis(replace(task, resume=True), replace(SETTINGS, beta_relative=31.0))
 
 
-def test_a_state_whose_times_do_not_replay_is_refused(tmp_path):
+def test_a_state_whose_times_do_not_replay_is_refused(tmp_path: Path) -> None:
     task = toy_task(toy_problem(chain(), 2), Synthetic(seed=1), state_path=tmp_path / "state.json")
     metropolis(task, SETTINGS)
     with pytest.raises(SearchError, match="costs or soaprl changed"):
@@ -246,7 +249,9 @@ def test_a_state_whose_times_do_not_replay_is_refused(tmp_path):
         ('{"format": "soaprl-search-state", "version": 1, "start": "x"}', "at signature: Field required"),
     ],
 )
-def test_a_missing_or_malformed_state_file_is_an_error(tmp_path, content, message):
+def test_a_missing_or_malformed_state_file_is_an_error(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     path = tmp_path / "state.json"
     if content is not None:
         path.write_text(content)
@@ -255,17 +260,17 @@ def test_a_missing_or_malformed_state_file_is_an_error(tmp_path, content, messag
         metropolis(task)
 
 
-def test_a_state_path_in_a_missing_folder_is_an_error(tmp_path):
+def test_a_state_path_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     task = toy_task(toy_problem(chain(), 2), Synthetic(), state_path=tmp_path / "missing" / "state.json")
     with pytest.raises(OutputError, match="cannot write"):
         metropolis(task)
 
 
-def test_experts_are_starts_where_they_apply():
+def test_experts_are_starts_where_they_apply() -> None:
     problem = toy_problem(chain(), 2)
-    stages = []
+    stages: list[str] = []
     task = toy_task(problem, Synthetic(), progress=lambda report: stages.append(report.stage))
-    experts = [
+    experts: list[tuple[str, Expert]] = [
         ("whole", lambda problem: single_device(problem.graph, problem.cluster)),
         ("never", lambda problem: None),
     ]
@@ -273,21 +278,21 @@ def test_experts_are_starts_where_they_apply():
     assert list(dict.fromkeys(stages)) == ["from data-parallel", "from whole", "from random-0"]
 
 
-def test_with_a_batch_smaller_than_the_devices_the_search_starts_at_random():
+def test_with_a_batch_smaller_than_the_devices_the_search_starts_at_random() -> None:
     problem = toy_problem(chain(sample=2), 4)
-    stages = []
+    stages: list[str] = []
     task = toy_task(problem, Synthetic(), progress=lambda report: stages.append(report.stage))
     metropolis(task, replace(SETTINGS, num_random_starts=0))
     assert set(stages) == {"from random-0"}
 
 
-def test_a_search_leaves_what_does_not_fit_and_never_returns():
+def test_a_search_leaves_what_does_not_fit_and_never_returns() -> None:
     graph = chain(num_operators=3)
 
     class Tight(Synthetic):
         """Only strategies with at most one task of the first operator fit; data parallelism does not."""
 
-        def evaluate(self, strategy):
+        def evaluate(self, strategy: Strategy) -> Score:
             tasks = strategy.configs[0].num_tasks
             memory = 100 * sum(config.num_tasks for config in strategy.configs)
             return Score(iteration_time_s=self.cost(strategy), peak_memory_bytes=memory, feasible=tasks == 1)
@@ -299,9 +304,9 @@ def test_a_search_leaves_what_does_not_fit_and_never_returns():
     assert result.strategy.configs[0].num_tasks == 1
 
 
-def test_where_nothing_fits_the_strategy_of_least_memory_is_returned():
+def test_where_nothing_fits_the_strategy_of_least_memory_is_returned() -> None:
     class NeverFits:
-        def evaluate(self, strategy):
+        def evaluate(self, strategy: Strategy) -> Score:
             memory = sum(config.num_tasks for config in strategy.configs)
             return Score(iteration_time_s=1.0, peak_memory_bytes=memory, feasible=False)
 
@@ -312,7 +317,7 @@ def test_where_nothing_fits_the_strategy_of_least_memory_is_returned():
     assert result.history_best_s.size == 0
 
 
-def test_the_history_descends_to_the_result():
+def test_the_history_descends_to_the_result() -> None:
     result = metropolis(toy_task(toy_problem(chain(num_operators=4), 4), Synthetic(), evaluations=300))
     times = result.history_best_s.tolist()
     assert times == sorted(set(times), reverse=True)
@@ -329,7 +334,7 @@ def test_the_history_descends_to_the_result():
         ({"num_random_starts": -1}, "0 or more random starts"),
     ],
 )
-def test_settings_out_of_range_are_errors(change, message):
+def test_settings_out_of_range_are_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SearchError, match=message):
         MetropolisSettings(**change)
 
@@ -337,6 +342,6 @@ def test_settings_out_of_range_are_errors(change, message):
 @pytest.mark.parametrize(
     ("limits", "message"), [({"evaluations": 0}, "at least 1"), ({"seconds": 0.0}, "more than 0 seconds")]
 )
-def test_budgets_without_anything_to_spend_are_errors(limits, message):
+def test_budgets_without_anything_to_spend_are_errors(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(SearchError, match=message):
         Budget(**limits)

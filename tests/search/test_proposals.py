@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Iterator
 from math import exp
 
 import numpy as np
@@ -6,12 +7,13 @@ import pytest
 
 from soaprl.errors import SearchError
 from soaprl.search.proposals import BLOCK_SIZE, DeviceWeights, Proposals, ProposalSettings
+from soaprl.strategy.strategy import OpConfig
 from soaprl.strategy.validation import check_config, check_strategy
 from tests.search.synthetic import all_configs, pointwise_chain
 from tests.toys import chain
 
 
-def drawn(proposals, *, blocks, seed=0):
+def drawn(proposals: Proposals, *, blocks: int, seed: int = 0) -> Iterator[tuple[int, OpConfig]]:
     for index in range(blocks):
         draws = proposals.block(seed, 1, index)
         yield from ((draws.operators[row], draws.config(row)) for row in range(BLOCK_SIZE))
@@ -19,7 +21,7 @@ def drawn(proposals, *, blocks, seed=0):
 
 @pytest.mark.parametrize("kind", ["mixture", "uniform"])
 @pytest.mark.parametrize("num_devices", [1, 3, 4])
-def test_probabilities_of_all_legal_configurations_sum_to_one(kind, num_devices):
+def test_probabilities_of_all_legal_configurations_sum_to_one(kind: str, num_devices: int) -> None:
     graph = pointwise_chain(sample=4, channel=3)
     proposals = Proposals(graph, num_devices, ProposalSettings(kind=kind))
     total = sum(exp(proposals.log_probability(0, c)) for c in all_configs(graph, 0, num_devices))
@@ -27,7 +29,7 @@ def test_probabilities_of_all_legal_configurations_sum_to_one(kind, num_devices)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "uniform"])
-def test_draws_have_the_stated_probabilities(kind):
+def test_draws_have_the_stated_probabilities(kind: str) -> None:
     graph = pointwise_chain(num_operators=1, sample=4)
     proposals = Proposals(graph, 4, ProposalSettings(kind=kind))
     counts = Counter(config for _, config in drawn(proposals, blocks=80))
@@ -43,7 +45,7 @@ def test_draws_have_the_stated_probabilities(kind):
     assert statistic < 339 + 4 * 26
 
 
-def test_the_uniform_proposal_draws_each_configuration_equally_often():
+def test_the_uniform_proposal_draws_each_configuration_equally_often() -> None:
     graph = pointwise_chain(num_operators=1, sample=2)
     proposals = Proposals(graph, 3, ProposalSettings(kind="uniform"))
     configs = list(all_configs(graph, 0, 3))
@@ -53,7 +55,7 @@ def test_the_uniform_proposal_draws_each_configuration_equally_often():
 
 
 @pytest.mark.parametrize("kind", ["mixture", "uniform"])
-def test_every_draw_is_legal_on_many_devices(kind):
+def test_every_draw_is_legal_on_many_devices(kind: str) -> None:
     graph = chain(num_operators=3, sample=7, channel=12)
     proposals = Proposals(graph, 12, ProposalSettings(kind=kind))
     for operator, config in drawn(proposals, blocks=2):
@@ -61,14 +63,14 @@ def test_every_draw_is_legal_on_many_devices(kind):
         assert config.num_tasks <= 12
 
 
-def test_every_operator_is_drawn_equally_often():
+def test_every_operator_is_drawn_equally_often() -> None:
     graph = chain(num_operators=4)
     counts = Counter(operator for operator, _ in drawn(Proposals(graph, 2, ProposalSettings()), blocks=20))
     # Binomial with n = 10240, p = 1/4: standard deviation 44.
     assert all(abs(counts[index] - 2560) < 4 * 44 for index in range(4))
 
 
-def test_reductions_are_never_split_when_switched_off():
+def test_reductions_are_never_split_when_switched_off() -> None:
     graph = chain(num_operators=2, sample=4, channel=4)
     with_them = Proposals(graph, 4, ProposalSettings())
     without = Proposals(graph, 4, ProposalSettings(reductions=False))
@@ -76,7 +78,7 @@ def test_reductions_are_never_split_when_switched_off():
     assert all(config.degrees[2] == 1 for _, config in drawn(without, blocks=1))
 
 
-def test_more_tasks_than_devices_wrap_around():
+def test_more_tasks_than_devices_wrap_around() -> None:
     graph = pointwise_chain(num_operators=1, sample=8)
     proposals = Proposals(graph, 2, ProposalSettings(max_tasks=8))
     configs = [config for _, config in drawn(proposals, blocks=2)]
@@ -84,7 +86,7 @@ def test_more_tasks_than_devices_wrap_around():
     assert any(config.devices == (0, 1) * 4 for config in configs)
 
 
-def test_a_block_depends_on_seed_stream_and_index_alone():
+def test_a_block_depends_on_seed_stream_and_index_alone() -> None:
     proposals = Proposals(chain(), 4, ProposalSettings())
     again = Proposals(chain(), 4, ProposalSettings())
     base = proposals.block(3, 1, 5)
@@ -93,7 +95,7 @@ def test_a_block_depends_on_seed_stream_and_index_alone():
         assert base.exponentials != proposals.block(*other).exponentials
 
 
-def test_a_random_strategy_is_legal_and_varies():
+def test_a_random_strategy_is_legal_and_varies() -> None:
     graph = chain(num_operators=5)
     proposals = Proposals(graph, 4, ProposalSettings())
     rng = np.random.default_rng(0)
@@ -106,11 +108,13 @@ def test_a_random_strategy_is_legal_and_varies():
 @pytest.mark.parametrize(
     "weights", [{"arbitrary": 0.0, "aligned": 0.5}, {"aligned": 0.9}, {"block": -0.2, "aligned": 0.7}]
 )
-def test_weights_that_exclude_configurations_or_do_not_sum_to_one_are_an_error(weights):
+def test_weights_that_exclude_configurations_or_do_not_sum_to_one_are_an_error(
+    weights: dict[str, float],
+) -> None:
     with pytest.raises(SearchError, match="sum to 1, arbitrary above 0"):
         DeviceWeights(**weights)
 
 
-def test_an_unknown_proposal_is_an_error():
+def test_an_unknown_proposal_is_an_error() -> None:
     with pytest.raises(SearchError, match="'mixture' or 'uniform', found 'normal'"):
         ProposalSettings(kind="normal")
