@@ -25,7 +25,7 @@ from soaprl.cluster.sections import (
     parse_file,
 )
 from soaprl.cluster.topology import Route, Wire, both_ways, connect, pairs, pcie_tree, search_routes, star
-from soaprl.errors import ClusterError, unknown_name
+from soaprl.errors import ClusterError, UnknownNameError, unknown_name
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -130,6 +130,7 @@ class _Types:
     """Device types of a cluster: those of the file first, presets as they are named."""
 
     def __init__(self, sections: Iterable[TypeSection], where: str) -> None:
+        self._where = where
         self.found = [_type_from_section(section) for section in sections]
         names = [kind.name for kind in self.found]
         if len(set(names)) < len(names):
@@ -140,7 +141,8 @@ class _Types:
         names = [kind.name for kind in self.found]
         if name not in names:
             if name not in device_type_names():
-                raise unknown_name("device type", name, {*names, *device_type_names()})
+                error = unknown_name("device type", name, {*names, *device_type_names()})
+                raise UnknownNameError(f"{self._where}: {error}")
             self.found.append(device_type(name))
             return len(names)
         return names.index(name)

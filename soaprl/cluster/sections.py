@@ -196,7 +196,7 @@ def parse_file(data: object, where: str) -> FileSection:
 
 def _message(error: ValidationError, data: object, where: str) -> str:
     first = error.errors(include_url=False)[0]
-    key = _key(first["loc"], data)
+    key = _key(first["loc"], data, missing=first["type"] == "missing")
     more = f" ({error.error_count() - 1} more in this file.)" if error.error_count() > 1 else ""
     return f"{where}: {f'{key}: ' if key else ''}{_complaint(first)}.{more}"
 
@@ -215,11 +215,11 @@ def _complaint(error: Any) -> str:  # noqa: ANN401, pydantic's ErrorDetails is g
     return f"expected {expected}, found {error['input']!r}"
 
 
-def _key(location: tuple[int | str, ...], data: object) -> str:
+def _key(location: tuple[int | str, ...], data: object, *, missing: bool) -> str:
     """The place in the file; pydantic's own path also names the kind of a union."""
     key = ""
-    for step in location:
-        if isinstance(data, Mapping) and (step in data or step == location[-1]):
+    for number, step in enumerate(location, start=1):
+        if isinstance(data, Mapping) and (step in data or (missing and number == len(location))):
             key, data = (f"{key}.{step}" if key else str(step)), data.get(step)
         elif isinstance(data, list) and isinstance(step, int) and step < len(data):
             key, data = f"{key}[{step}]", data[step]
