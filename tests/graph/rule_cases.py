@@ -427,6 +427,8 @@ def _indexed(real: Make, ids: Make) -> list[Case]:
         ("aten.tril.default", (x,), {}),
         ("aten.unfold.default", (x, 1, 3, 2), {}),
         ("aten.diagonal.default", (x, 0, 0, 2), {}),
+        ("aten.grid_sampler.default", (real(2, 3, 4, 5), real(2, 6, 7, 2), 0, 0, False), {}),
+        ("aten.im2col.default", (real(2, 3, 6, 7), [2, 3], [1, 2], [1, 0], [2, 1]), {}),
     ]
 
 

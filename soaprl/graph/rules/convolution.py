@@ -25,6 +25,7 @@ from soaprl.graph.rules.base import (
 )
 from soaprl.graph.rules.labels import (
     Operand,
+    arguments,
     build,
     each,
     flag,
@@ -55,6 +56,7 @@ def register(table: RuleTable) -> None:
         table.register(f"aten.conv{n}d")(partial(convolution, num_spatial=n, form=forward))
         table.register(f"aten.conv_transpose{n}d")(partial(convolution, num_spatial=n, form=backward))
     table.register("aten.convolution", "aten._convolution")(general_convolution)
+    table.register("aten.im2col")(im2col)
 
 
 def general_convolution(node: Node, values: tuple[Value, ...]) -> Rule | None:
@@ -189,3 +191,30 @@ def _transposed_window(label: str, *, kernel: int, stride: int, padding: int, di
         add_first=padding - dilation * (kernel - 1) + stride - 1,
         add_last=padding,
     )
+
+
+def im2col(node: Node, values: tuple[Value, ...]) -> Rule | None:
+    """``x[n, c, win(h), win(w)] -> y[n, c * tap, h * w]``: the windows of a convolution, side by side."""
+    (x,), (y,) = arguments(node, values), results(node, values)
+    kernels, dilations, paddings, strides = (
+        integers(node.argument(1 + p, name), 2)
+        for p, name in enumerate(("kernel_size", "dilation", "padding", "stride"))
+    )
+    if kernels is None or dilations is None or paddings is None or strides is None or len(x.shape) != 4:
+        return None
+    spatial = [
+        (extent + 2 * p - d * (k - 1) - 1) // s + 1
+        for extent, k, d, p, s in zip(x.shape[2:], kernels, dilations, paddings, strides, strict=True)
+    ]
+    names_of = ("sample", "channel", "tap", "height", "width")
+    extents = (*x.shape[:2], prod(kernels), *spatial)
+    labels = tuple(
+        Label(name=n, extent=e, splittable=n != "tap") for n, e in zip(names_of, extents, strict=True)
+    )
+    windows = (
+        window(n, kernel=k, stride=s, padding=p, dilation=d)
+        for n, k, s, p, d in zip(names_of[3:], kernels, strides, paddings, dilations, strict=True)
+    )
+    operand = Operand(value=x, dims=(plain("sample"), plain("channel"), *windows), gradient=each(1, labels))
+    result = (plain("sample"), product("channel", "tap"), product("height", "width"))
+    return build(node, values, labels=labels, operands=[operand], result_dims=[result])

@@ -33,6 +33,7 @@ from soaprl.graph.rules.labels import (
     integers,
     plain_dims,
     results,
+    spatial_names,
     tensor,
     tensor_list,
 )
@@ -60,6 +61,7 @@ def register(table: RuleTable) -> None:
     table.register("aten.tril", "aten.triu", "aten.tril_", "aten.triu_")(triangle)
     table.register("aten.unfold")(unfold)
     table.register("aten.diagonal")(diagonal)
+    table.register("aten.grid_sampler")(grid_sample)
 
 
 def gather(node: Node, values: tuple[Value, ...], *, index_position: int, dim_position: int) -> Rule | None:
@@ -83,7 +85,7 @@ def gather(node: Node, values: tuple[Value, ...], *, index_position: int, dim_po
     if index_dims is None:
         return None
     found = {
-        x.name: Operand(value=x, dims=x_dims, gradient=each(1, labels)),
+        x.name: Operand(value=x, dims=x_dims, gradient=each(1, labels), saved="gather" in node.target),
         indices.name: Operand(value=indices, dims=index_dims, saved=True),
     }
     operands = [found[v.name] for v in arguments(node, values) if v.name in found]
@@ -302,3 +304,31 @@ def diagonal(node: Node, values: tuple[Value, ...]) -> Rule | None:
     dims = tuple(WHOLE if d in (first, second) else next(rest) for d in range(rank))
     operand = Operand(value=x, dims=dims, gradient=each(0, labels))
     return build(node, values, labels=labels, operands=[operand], result_dims=[plain_dims(labels)])
+
+
+def grid_sample(node: Node, values: tuple[Value, ...]) -> Rule | None:
+    """``x[n, c, ..]`` interpolated at the places ``grid[n, h, w, :]``, which may be anywhere in the image."""
+    x, grid = tensor(node, values, 0), tensor(node, values, 1)
+    (result,) = results(node, values)
+    names_of = spatial_names(len(result.shape) - 2)
+    if x is None or grid is None or names_of is None:
+        return None
+    labels = tuple(
+        Label(name=n, extent=e) for n, e in zip(("sample", "channel", *names_of), result.shape, strict=True)
+    )
+    dims = plain_dims(labels)
+    taps = 4.0 * 2 ** len(names_of)
+    operands = [
+        Operand(
+            value=x, dims=(*dims[:2], *(WHOLE,) * len(names_of)), gradient=each(taps, labels), saved=True
+        ),
+        Operand(value=grid, dims=(dims[0], *dims[2:], WHOLE), gradient=each(taps, labels), saved=True),
+    ]
+    return build(
+        node,
+        values,
+        labels=labels,
+        operands=operands,
+        result_dims=[dims],
+        forward_flops=each(taps, labels),
+    )

@@ -126,7 +126,7 @@ def pad(node: Node, values: tuple[Value, ...]) -> RuleResult:
         plain(label.name) if d not in changed else offset(label.name, -before[d]) if constant else WHOLE
         for d, label in enumerate(labels)
     )
-    operand = Operand(value=x, dims=dims, gradient=each(0, labels))
+    operand = Operand(value=x, dims=dims, gradient=each(0, labels), saved=not constant)
     return build(
         node, values, labels=labels, operands=[operand], result_dims=[plain_dims(labels)], kind="pad"
     )

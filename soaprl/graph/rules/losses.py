@@ -32,16 +32,24 @@ from soaprl.graph.rules.labels import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    """An elementwise loss: its name, where its reduction is among the arguments, FLOPs for each element."""
+    """An elementwise loss.
+
+    Attributes:
+        name: Its name.
+        reduction_position: Where its reduction is among the arguments.
+        flops: FLOPs for each element.
+        keeps_difference: Whether the backward pass reads the difference of the arguments, not themselves.
+    """
 
     name: str
     reduction_position: int = 2
     flops: float = 3.0
+    keeps_difference: bool = False
 
 
 _KINDS = (
     _Kind(name="mse_loss"),
-    _Kind(name="l1_loss"),
+    _Kind(name="l1_loss", keeps_difference=True),
     _Kind(name="smooth_l1_loss", flops=5.0),
     _Kind(name="huber_loss", flops=5.0),
     _Kind(name="soft_margin_loss", flops=2 * TRANSCENDENTAL_FLOPS),
@@ -77,7 +85,11 @@ def elementwise_loss(node: Node, values: tuple[Value, ...], *, kind: _Kind) -> R
         dims = broadcast(value.shape, labels)
         if dims is None:
             return None
-        operands.append(Operand(value=value, dims=dims, gradient=each(kind.flops, labels), saved=True))
+        operands.append(
+            Operand(
+                value=value, dims=dims, gradient=each(kind.flops, labels), saved=not kind.keeps_difference
+            )
+        )
     return build(
         node,
         values,
@@ -85,6 +97,7 @@ def elementwise_loss(node: Node, values: tuple[Value, ...], *, kind: _Kind) -> R
         operands=operands,
         result_dims=[plain_dims(labels) if reduction == _NONE else ()],
         forward_flops=each(kind.flops, labels),
+        internal_saved_bytes=each(tensors[0].itemsize, labels) if kind.keeps_difference else (),
         pointwise=reduction == _NONE,
     )
 
@@ -115,7 +128,7 @@ def class_loss(node: Node, values: tuple[Value, ...]) -> Rule | None:
     likelihood = "nll" in node.target
     flops = each(1, rows) if likelihood else each(TRANSCENDENTAL_FLOPS + 3, labels)
     operands = [
-        Operand(value=logits, dims=plain_dims(labels), gradient=each(2, labels), saved=not likelihood),
+        Operand(value=logits, dims=plain_dims(labels), gradient=each(2, labels), saved=likelihood),
         Operand(
             value=target,
             dims=plain_dims(labels) if target.is_float else _target_dims(rows, reduction),
@@ -132,6 +145,8 @@ def class_loss(node: Node, values: tuple[Value, ...]) -> Rule | None:
         operands=operands,
         result_dims=[plain_dims(rows) if reduction == _NONE else (), *(() for _ in node.results[1:])],
         forward_flops=flops,
+        # Logarithms of probabilities, as large as the logits.
+        internal_saved_bytes=() if likelihood else each(logits.itemsize, labels),
         kind="nll_loss" if likelihood else "cross_entropy",
     )
 

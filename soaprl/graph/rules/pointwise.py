@@ -46,6 +46,7 @@ class _Keeps(Enum):
     NOTHING = auto()
     ARGUMENTS = auto()
     OTHERS = auto()  # an argument, if one beside it needs a gradient
+    FACTORS = auto()  # the arguments that are multiplied, which follow the one they are added to
     CONDITION = auto()  # arguments that cannot have a gradient
     RESULT = auto()
 
@@ -89,8 +90,7 @@ _KINDS = (
     _Kind(
         names=(
             "abs absolute square leaky_relu relu6 hardtanh hardswish hardsigmoid threshold clamp clip "
-            "clamp_min clamp_max maximum minimum fmax fmin nan_to_num softshrink hardshrink rrelu "
-            "addcmul lerp"
+            "clamp_min clamp_max maximum minimum fmax fmin nan_to_num softshrink hardshrink rrelu"
         ),
         keeps=_Keeps.ARGUMENTS,
         flops=2.0,
@@ -99,12 +99,13 @@ _KINDS = (
         names=(
             "gelu silu mish softplus elu selu celu log_sigmoid logit log log2 log10 log1p sin cos "
             "sinh cosh asin acos atan atan2 arctan2 asinh acosh atanh erf erfc erfinv sinc xlogy "
-            "logaddexp logaddexp2 hypot pow addcdiv digamma lgamma float_power copysign"
+            "logaddexp logaddexp2 hypot pow digamma lgamma float_power copysign"
         ),
         keeps=_Keeps.ARGUMENTS,
         flops=TRANSCENDENTAL_FLOPS,
     ),
     _Kind(names="where masked_fill", keeps=_Keeps.CONDITION),
+    _Kind(names="addcmul addcdiv lerp", keeps=_Keeps.FACTORS, flops=2.0),
     _Kind(names="remainder fmod", keeps=_Keeps.ARGUMENTS, flops=TRANSCENDENTAL_FLOPS),
     _Kind(
         names=(
@@ -190,6 +191,8 @@ def _saved(keeps: _Keeps, position: int, tensors: tuple[Value, ...]) -> bool:
         return any(v.requires_grad for i, v in enumerate(tensors) if i != position)
     if keeps is _Keeps.CONDITION:
         return not tensors[position].is_float
+    if keeps is _Keeps.FACTORS:
+        return position > 0 and len(tensors) > 2
     return keeps is _Keeps.ARGUMENTS
 
 

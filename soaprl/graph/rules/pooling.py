@@ -58,7 +58,9 @@ def adaptive_pool(node: Node, values: tuple[Value, ...], *, num_spatial: int, ma
 
     x, y = arguments(node, values)[0], results(node, values)[0]
     taps = prod(x.shape[-num_spatial:]) / max(prod(y.shape[-num_spatial:]), 1)
-    return _pooling(node, values, num_spatial, windows, taps=taps, maximum=maximum)
+    # The average of a whole plane is a plain mean, whose gradient needs nothing.
+    kept = maximum or prod(y.shape[-num_spatial:]) > 1
+    return _pooling(node, values, num_spatial, windows, taps=taps, maximum=maximum, kept=kept)
 
 
 def _pooling(
@@ -69,6 +71,7 @@ def _pooling(
     *,
     taps: float,
     maximum: bool,
+    kept: bool = True,
 ) -> Rule | None:
     x, outputs, names_of = arguments(node, values)[0], results(node, values), spatial_names(num_spatial)
     num_leading = len(x.shape) - num_spatial
@@ -89,7 +92,7 @@ def _pooling(
         value=x,
         dims=(*(plain(label.name) for label in leading), *read),
         gradient=each(1 if maximum else taps, labels),
-        saved=True,
+        saved=kept,
     )
     return build(
         node,

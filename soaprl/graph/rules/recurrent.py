@@ -191,9 +191,10 @@ def one_step(node: Node, values: tuple[Value, ...], *, cell: _Cell) -> Rule | No
         operands=operands,
         result_dims=[(plain("sample"), plain("hidden"))] * len(outputs),
         forward_flops=(*input_flops, *state_flops, *gate_flops),
-        saves_results=[cell is _RNN, *(True for _ in outputs[1:])],
+        saves_results=[cell is _RNN, *(False for _ in outputs[1:])],
         internal_bytes=each(numbers, (sample, hidden)),
-        internal_saved_bytes=each(cell.num_saved * x.itemsize, (sample, hidden)),
+        # The result itself is all that a plain cell needs.
+        internal_saved_bytes=() if cell is _RNN else each(cell.num_saved * x.itemsize, (sample, hidden)),
         num_kernels=3,
         kind=f"{cell.kind}_cell",
         matmul=True,

@@ -21,6 +21,7 @@ from soaprl.graph.rules.labels import (
     each,
     integer,
     integers,
+    operation,
     plain_dims,
     results,
 )
@@ -62,9 +63,10 @@ _KINDS = (
     ),
     _Kind(names=("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode"), keeps="indices"),
     _Kind(names=("kthvalue",), dim_position=2, keeps="indices"),
-    _Kind(names=("var", "std", "var_mean", "std_mean"), flops=4.0, keeps="both"),
+    _Kind(names=("var", "var_mean"), flops=4.0),
+    _Kind(names=("std", "std_mean"), flops=4.0, keeps="both"),
     _Kind(names=("prod", "aminmax", "nansum", "nanmean", "count_nonzero"), keeps="both"),
-    _Kind(names=("linalg_vector_norm", "norm"), dim_position=2, flops=2.0, keeps="both"),
+    _Kind(names=("linalg_vector_norm", "linalg_norm", "norm"), dim_position=2, flops=2.0, keeps="both"),
     _Kind(names=("argmax", "argmin", "any", "all"), differentiable=False),
 )
 _SCANS = ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
@@ -128,13 +130,16 @@ def scan(node: Node, values: tuple[Value, ...]) -> Rule | None:
     if dim is None:
         return None
     labels = dim_labels(x.shape, (dim,))
-    linear = "cumsum" in node.target
+    name = operation(node)
+    extremum, keeps_result = name in ("cummax", "cummin"), name in ("cumprod", "logcumsumexp")
     return build(
         node,
         values,
         labels=labels,
-        operands=[Operand(value=x, dims=plain_dims(labels), gradient=each(1, labels), saved=not linear)],
+        operands=[
+            Operand(value=x, dims=plain_dims(labels), gradient=each(1, labels), saved=name != "cumsum")
+        ],
         result_dims=[plain_dims(labels)] * len(outputs),
         forward_flops=each(1, labels),
-        saves_results=[not linear] * len(outputs),
+        saves_results=[keeps_result or (extremum and k == 1) for k in range(len(outputs))],
     )
