@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from soaprl.atomic import write_bytes_atomic, write_text_atomic
+from soaprl.atomic import check_writable, write_bytes_atomic, write_text_atomic
 from soaprl.errors import OutputError
 
 
@@ -29,5 +29,12 @@ def test_a_path_that_cannot_be_written_is_a_users_error_and_leaves_nothing(tmp_p
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OutputError, match="cannot write"):
         write_text_atomic(tmp_path / name, "text")
+    with pytest.raises(OutputError, match="cannot write"):
+        check_writable(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_checking_a_good_path_writes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())

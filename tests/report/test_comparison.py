@@ -30,6 +30,12 @@ def test_a_strategy_that_does_not_fit_has_no_speed_up_and_is_no_reference() -> N
 
 def test_json_has_the_stable_keys() -> None:
     assert set(outcome("mcmc", 0.1).as_json()) == {
-        "method", "iteration_time_s", "throughput_samples_per_s", "peak_memory_bytes", "communication_bytes",
-        "fits", "num_evaluations", "search_time_s",
+        "method",
+        "iteration_time_s",
+        "throughput_samples_per_s",
+        "peak_memory_bytes",
+        "communication_bytes",
+        "fits",
+        "num_evaluations",
+        "search_time_s",
     }

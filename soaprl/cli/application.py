@@ -1,0 +1,113 @@
+"""The `soaprl` command: its subcommands, and what it says and returns when something fails.
+
+Exit codes: 0 done; 2 something the user can mend, said in one message; 1 our fault; 130 interrupted with
+nothing to show. Subcommands import what is heavy (torch, Numba) inside their functions, so that listings and
+mistakes answer at once.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, NoReturn, TextIO
+
+import typer
+
+from soaprl import __version__
+from soaprl.cli.clusters import clusters
+from soaprl.cli.compare import compare
+from soaprl.cli.demo import demo
+from soaprl.cli.export import export
+from soaprl.cli.methods import methods
+from soaprl.cli.models import models
+from soaprl.cli.output import INTERRUPTED
+from soaprl.cli.search import search
+from soaprl.cli.simulate import simulate
+from soaprl.errors import SoaprlError
+
+USER_ERROR = 2
+OUR_FAULT = 1
+TRACEBACK_VARIABLE = "SOAPRL_TRACEBACK"
+
+app = typer.Typer(
+    name="soaprl",
+    help="Find how to split every operator of a PyTorch model over a cluster, and where to run it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (models, clusters, methods, simulate, search, compare, export, demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"soaprl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the subcommand; `--version` ends the command in its callback."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line `arguments` (without the program's name) and return its exit code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(list(arguments), prog_name="soaprl", standalone_mode=False)
+        except (SoaprlError, typer.TyperException) as error:
+            return _report_user_error(error)
+        except typer.Abort:
+            code = INTERRUPTED
+        except Exception as error:
+            return _report_our_fault(error)
+    if code == INTERRUPTED:
+        print("soaprl: interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> NoReturn:
+    """Run the process's command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _report_user_error(error: SoaprlError | typer.TyperException) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+    hint = " See soaprl --help." if isinstance(error, typer.TyperException) else ""
+    print(f"soaprl: error: {message}{hint}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _report_our_fault(error: Exception) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    else:
+        print(
+            f"soaprl: internal error: {type(error).__name__}: {error}\n"
+            f"This is a fault in soaprl {__version__}; please report it with the output of the same command "
+            f"run with {TRACEBACK_VARIABLE}=1.",
+            file=sys.stderr,
+        )
+    return OUR_FAULT
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning the way errors are printed: for people, without a source line."""
+    print(f"soaprl: warning: {message}", file=sys.stderr)

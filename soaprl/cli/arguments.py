@@ -1,0 +1,55 @@
+"""Arguments and options that several subcommands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model of the zoo (see: soaprl models), path/file.py:factory, or a saved graph (.json[.gz]).",
+    ),
+]
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        "--cluster", "-c", help="KIND-NODESxGPUS, such as p100-4x4 (see: soaprl clusters), or a YAML file."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        help="Samples of the whole batch. Default: the zoo's batch per device (64 for files) times devices.",
+    ),
+]
+ModelOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of a zoo model; may be repeated."),
+]
+NoCoarsen = Annotated[
+    bool, typer.Option("--no-coarsen", help="Keep pointwise operators apart instead of folding them.")
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        help="sgd, momentum or adam: decides memory and update time. Default: the zoo's, or adam.",
+    ),
+]
+ComputeDtype = Annotated[
+    str, typer.Option("--compute-dtype", help="What matrix units work in: float32, tf32, bfloat16, float16.")
+]
+Paper = Annotated[bool, typer.Option("--paper", help="The assumptions of the SOAP paper instead of ours.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+BudgetEvaluations = Annotated[
+    int | None, typer.Option("--budget-evals", help="Strategies to simulate at most. [default: 10000]")
+]
+BudgetSeconds = Annotated[float | None, typer.Option("--budget-seconds", help="Seconds to search at most.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Equal seeds and evaluation budgets find equal strategies.")
+]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the result to this file.")]

@@ -1,0 +1,156 @@
+"""From the words of a command line to a model, a cluster and the problem they make."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soaprl.cli.output import say
+from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.files import load_cluster
+from soaprl.cost.optimizers import optimizer_facts
+from soaprl.cost.roofline import RooflineCostModel
+from soaprl.errors import GraphError, SimulationError, SoaprlError, unknown_name
+from soaprl.graph.files import load_graph
+from soaprl.graph.operators import OperatorGraph
+from soaprl.graph.zoo import Option, zoo_models
+from soaprl.simulator.problem import Problem, SimulationOptions
+from soaprl.strategy.files import FileModel, GraphModel, ModelReference, ZooModel
+
+DEFAULT_BATCH_PER_DEVICE = 64
+DEFAULT_OPTIMIZER = "adam"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How an iteration is costed: the optimizer (None: the model's usual one), dtype, and assumptions."""
+
+    optimizer: str | None = None
+    compute_dtype: str = "float32"
+    paper: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """A model as named on the command line; `batch_size` None is the default for the cluster."""
+
+    name: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    batch_size: int | None = None
+    coarsened: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A chosen model with the problem that it makes on a cluster."""
+
+    choice: ModelChoice
+    problem: Problem
+
+    @property
+    def title(self) -> str:
+        """Names the problem above a table."""
+        graph, cluster = self.problem.graph, self.problem.cluster
+        return f"{graph.name}, batch {graph.batch_size}, on {cluster.name}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys that tell in JSON which problem a result belongs to."""
+        graph, cluster = self.problem.graph, self.problem.cluster
+        return {
+            "model": graph.name,
+            "batch_size": graph.batch_size,
+            "cluster": cluster.name,
+            "cost_model": self.problem.cost.name,
+        }
+
+
+def prepare(choice: ModelChoice, cluster_name: str, execution: Execution) -> Prepared:
+    """The problem of training the chosen model; what capture assumed is said on standard error.
+
+    Raises:
+        SoaprlError: The model or the cluster cannot be had.
+    """
+    cluster = load_cluster(cluster_name)
+    graph = load_model(choice, cluster.num_devices)
+    for note in graph.notes:
+        say(f"soaprl: {note}")
+    return Prepared(choice=choice, problem=make_problem(graph, cluster, execution))
+
+
+def parse_options(words: list[str] | None) -> dict[str, Option]:
+    """The ``NAME=VALUE`` words as numbers by name."""
+    options: dict[str, Option] = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        try:
+            options[name] = int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise SoaprlError(f"expected --option NAME=VALUE with a number, found {word!r}.")
+    return options
+
+
+def model_reference(choice: ModelChoice) -> ModelReference:
+    """What a strategy file says about the model; raises the errors of a wrong name."""
+    if choice.name.endswith((".json", ".json.gz")):
+        return GraphModel(path=choice.name)
+    if ":" in choice.name or choice.name.endswith(".py"):
+        from soaprl.graph.capture import parse_user_file
+
+        file = parse_user_file(choice.name)
+        return FileModel(path=str(file.path), factory=file.factory, sha256=file.sha256)
+    if choice.name not in zoo_models():
+        raise unknown_name("model", choice.name, zoo_models())
+    return ZooModel(name=choice.name, options=dict(choice.options))
+
+
+def load_model(choice: ModelChoice, num_devices: int) -> OperatorGraph:
+    """The operator graph of the chosen model; only a saved one comes without torch.
+
+    Raises:
+        SoaprlError: The model cannot be found, made or captured, or its batch is smaller than the devices.
+    """
+    reference = model_reference(choice)
+    if choice.options and not isinstance(reference, ZooModel):
+        raise SoaprlError(f"--option is for models of the zoo, and {choice.name!r} is a file: set it there.")
+    if isinstance(reference, GraphModel):
+        return _saved_graph(choice, num_devices)
+    batch_size = choice.batch_size
+    if batch_size is None:
+        zoo = zoo_models().get(choice.name)
+        batch_size = num_devices * (zoo.batch_per_device if zoo else DEFAULT_BATCH_PER_DEVICE)
+    _check_batch(choice.name, batch_size, num_devices)
+    from soaprl.graph.capture import capture_model
+
+    return capture_model(choice.name, batch_size, options=choice.options, coarsened=choice.coarsened)
+
+
+def make_problem(graph: OperatorGraph, cluster: Cluster, execution: Execution) -> Problem:
+    """The problem of training `graph` on `cluster`."""
+    zoo = zoo_models().get(graph.name)
+    optimizer = execution.optimizer or (zoo.optimizer if zoo else DEFAULT_OPTIMIZER)
+    cost = RooflineCostModel(
+        compute_dtype=execution.compute_dtype, optimizer=optimizer_facts(optimizer), paper=execution.paper
+    )
+    options = SimulationOptions(optimizer=optimizer, paper=execution.paper)
+    return Problem(graph=graph, cluster=cluster, cost=cost, options=options)
+
+
+def _saved_graph(choice: ModelChoice, num_devices: int) -> OperatorGraph:
+    graph = load_graph(Path(choice.name))
+    if choice.batch_size not in (None, graph.batch_size):
+        raise GraphError(
+            f"{choice.name} was captured for a batch of {graph.batch_size}, found --batch-size "
+            f"{choice.batch_size}: leave it out, or capture the model again."
+        )
+    _check_batch(choice.name, graph.batch_size, num_devices)
+    return graph
+
+
+def _check_batch(name: str, batch_size: int, num_devices: int) -> None:
+    if batch_size < num_devices:
+        raise SimulationError(
+            f"batch smaller than the devices: expected at least {num_devices} samples, one a device,"
+            f" found {batch_size} for {name!r}. Raise --batch-size or choose a smaller cluster."
+        )

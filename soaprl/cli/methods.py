@@ -1,0 +1,20 @@
+"""`soaprl methods`: the ways to find a strategy."""
+
+from soaprl.cli.arguments import Json
+from soaprl.cli.output import print_json, print_table
+
+
+def methods(as_json: Json = False) -> None:
+    """List the ways to find a strategy."""
+    from soaprl.search.registry import methods as known_methods
+
+    known = known_methods().values()
+    if as_json:
+        fields = ("name", "description", "source", "iterative", "resumable")
+        print_json({"methods": [{field: getattr(method, field) for field in fields} for method in known]})
+        return
+    rows = [
+        (method.name, "yes" if method.iterative else "no", method.description, method.source)
+        for method in known
+    ]
+    print_table("Methods", ("name", "needs a budget", "description", "source"), rows)

@@ -1,0 +1,77 @@
+"""`soaprl search`: find a strategy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soaprl.cli.arguments import (
+    BatchSize,
+    BudgetEvaluations,
+    BudgetSeconds,
+    ClusterName,
+    ComputeDtype,
+    Json,
+    Model,
+    ModelOptions,
+    NoCoarsen,
+    Optimizer,
+    OutFile,
+    Paper,
+    Seed,
+)
+from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes, say
+
+
+def search(
+    model: Model,
+    cluster: ClusterName,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="How to search (see: soaprl methods).")
+    ] = "mcmc",
+    budget_evals: BudgetEvaluations = None,
+    budget_seconds: BudgetSeconds = None,
+    seed: Seed = 0,
+    out: OutFile = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="STATE", help="Go on from this state, and keep it there."),
+    ] = None,
+    batch_size: BatchSize = None,
+    option: ModelOptions = None,
+    no_coarsen: NoCoarsen = False,
+    optimizer: Optimizer = None,
+    compute_dtype: ComputeDtype = "float32",
+    paper: Paper = False,
+    as_json: Json = False,
+) -> None:
+    """Find a strategy; --out also keeps the search's state beside it, for --resume.
+
+    Ctrl-C ends the search early: the best strategy so far is printed and written, and the exit code is 130.
+    """
+    from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
+    from soaprl.cli.records import make_record
+    from soaprl.cli.searching import check_fits, make_budget, run_method, search_outcome, state_file
+    from soaprl.strategy.files import save_strategy
+
+    options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
+    kept = state_file(method, out)
+    state_path = resume or kept
+    choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
+    execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
+    prepared = prepare(choice, cluster, execution)
+    result = run_method(
+        prepared.problem, method, budget, seed=seed, state_path=state_path, resume=resume is not None
+    )
+    record = make_record(prepared, result, budget)
+    outcome = search_outcome(result, record.batch_size)
+    check_fits(prepared, [outcome])
+    if out is not None:
+        save_strategy(out, record)
+        say(f"soaprl: wrote {out}" + (f"; its search can go on from {state_path}" if state_path else ""))
+    if as_json:
+        print_json({**prepared.as_json(), **outcome.as_json(), "strategy": record.model_dump(mode="json")})
+    else:
+        print_outcomes(prepared.title, [outcome])
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,146 @@
+"""Runs methods for subcommands: budgets, progress, and what comes out of it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+
+from rich.progress import TaskID
+
+from soaprl.atomic import check_writable
+from soaprl.cli.inputs import Prepared
+from soaprl.cli.output import progress_bar
+from soaprl.errors import SimulationError
+from soaprl.report.comparison import Outcome
+from soaprl.report.units import format_bytes, format_seconds
+from soaprl.search.registry import find_method, search
+from soaprl.search.task import Budget, Evaluation, Progress, ProgressReport, SearchResult, SearchTask
+from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.problem import Problem
+
+DEFAULT_EVALUATIONS = 10_000
+
+
+def make_budget(evaluations: int | None, seconds: float | None) -> Budget:
+    """The budget of the command line; without any limit, `DEFAULT_EVALUATIONS`."""
+    if evaluations is None and seconds is None:
+        evaluations = DEFAULT_EVALUATIONS
+    return Budget(evaluations=evaluations, seconds=seconds)
+
+
+def state_file(method: str, out: Path | None) -> Path | None:
+    """Where the search for the strategy file `out` keeps its state: beside it, if the method keeps one.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        OutputError: `out` cannot be written; better said before the search than after it.
+    """
+    resumable = find_method(method).resumable
+    if out is None:
+        return None
+    check_writable(out)
+    return out.with_suffix(".state.json") if resumable else None
+
+
+def run_method(
+    problem: Problem,
+    name: str,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    state_path: Path | None = None,
+    resume: bool = False,
+) -> SearchResult:
+    """What the method called `name` finds for `problem`, with a progress bar on standard error."""
+    with show_progress(budget) as progress:
+        task = SearchTask(
+            problem=problem,
+            evaluator=Simulator(problem),
+            budget=budget,
+            clock=time.perf_counter,
+            seed=seed,
+            progress=progress,
+            state_path=state_path,
+            resume=resume,
+        )
+        return search(name, task)
+
+
+def find_all(names: str) -> list[str]:
+    """The comma-separated method names, each known; raises `UnknownNameError` for the first that is not."""
+    return [find_method(name.strip()).name for name in names.split(",")]
+
+
+def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed: int) -> list[SearchResult]:
+    """What each of the methods finds, in order; an interruption ends the one at work and those after it."""
+    results: list[SearchResult] = []
+    for name in names:
+        results.append(run_method(problem, name, budget, seed=seed))
+        if results[-1].interrupted:
+            break
+    return results
+
+
+@contextmanager
+def show_progress(budget: Budget) -> Iterator[Progress]:
+    """A listener to searches that draws a bar for each method it hears of; a full bar is a spent budget."""
+    with progress_bar() as display:
+        bars: dict[str, TaskID] = {}
+
+        def listen(report: ProgressReport) -> None:
+            if report.method not in bars:
+                bars[report.method] = display.add_task(report.method, total=1.0, status="")
+            best = format_seconds(report.best_time_s) if isfinite(report.best_time_s) else "nothing that fits"
+            status = f"{report.stage}  {report.num_evaluations} evaluations, best {best}".strip()
+            display.update(bars[report.method], completed=_share(report, budget), status=status)
+
+        yield listen
+
+
+def _share(report: ProgressReport, budget: Budget) -> float:
+    """Which part of the budget is spent: of evaluations or seconds, whichever is closer to its end."""
+    evaluations = report.num_evaluations / budget.evaluations if budget.evaluations else 0.0
+    return max(evaluations, report.elapsed_s / budget.seconds if budget.seconds else 0.0)
+
+
+def make_outcome(
+    name: str, evaluation: Evaluation, batch_size: int, *, num_evaluations: int, search_time_s: float
+) -> Outcome:
+    """What a strategy achieves, for tables and JSON."""
+    return Outcome(
+        method=name,
+        iteration_time_s=float(evaluation.iteration_time_s),
+        throughput_samples_per_s=batch_size / float(evaluation.iteration_time_s),
+        peak_memory_bytes=int(evaluation.peak_memory_bytes),
+        communication_bytes=int(evaluation.communication_bytes),
+        fits=bool(evaluation.feasible),
+        num_evaluations=num_evaluations,
+        search_time_s=search_time_s,
+    )
+
+
+def check_fits(prepared: Prepared, outcomes: Sequence[Outcome]) -> None:
+    """Raise `SimulationError` if none of the strategies fits in memory."""
+    if any(outcome.fits for outcome in outcomes):
+        return
+    graph, cluster = prepared.problem.graph, prepared.problem.cluster
+    least = min(outcomes, key=lambda outcome: outcome.peak_memory_bytes)
+    largest = max(kind.memory_bytes for kind in cluster.device_types)
+    raise SimulationError(
+        f"model too big for memory: {graph.name} with batch {graph.batch_size} under {least.method} needs"
+        f" {format_bytes(least.peak_memory_bytes)} on one device of {cluster.name}, which has"
+        f" {format_bytes(largest)}. Lower --batch-size, choose more or larger devices, or let soaprl search"
+        " look for a strategy that fits."
+    )
+
+
+def search_outcome(result: SearchResult, batch_size: int) -> Outcome:
+    """What a search's best strategy achieves."""
+    return make_outcome(
+        result.method,
+        result.evaluation,
+        batch_size,
+        num_evaluations=result.num_evaluations,
+        search_time_s=result.search_time_s,
+    )

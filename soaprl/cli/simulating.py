@@ -1,0 +1,121 @@
+"""What `soaprl simulate` does: find or load the strategy, simulate it in full, write what was asked for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from soaprl.atomic import check_writable
+from soaprl.cli.inputs import ModelChoice, Prepared
+from soaprl.cli.output import say
+from soaprl.cli.records import make_record
+from soaprl.cli.searching import make_budget, make_outcome, run_method
+from soaprl.errors import unknown_name
+from soaprl.graph.files import graph_fingerprint, save_graph
+from soaprl.report.comparison import Outcome
+from soaprl.report.devices import device_records
+from soaprl.search.registry import methods
+from soaprl.simulator.result import SimulationResult, simulate
+from soaprl.simulator.trace import write_trace
+from soaprl.strategy.files import StrategyRecord, ZooModel, load_strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A strategy as named on the command line: the name, and the file's content if it is a file."""
+
+    name: str
+    record: StrategyRecord | None
+
+    def applied(self, choice: ModelChoice) -> ModelChoice:
+        """The chosen model, with what it leaves open as the strategy's file has it."""
+        if self.record is None:
+            return choice
+        model = self.record.model
+        options = model.options if isinstance(model, ZooModel) and model.name == choice.name else {}
+        return replace(
+            choice,
+            batch_size=choice.batch_size or self.record.batch_size,
+            coarsened=choice.coarsened and self.record.coarsened,
+            options={**{k: v for k, v in options.items() if isinstance(v, int | float)}, **choice.options},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """A simulated iteration, what it says of the strategy, and the content of the strategy's file."""
+
+    result: SimulationResult
+    outcome: Outcome
+    record: StrategyRecord
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable keys, and what a full simulation knows besides."""
+        return {
+            **self.outcome.as_json(),
+            "activation_bytes": self.result.activation_bytes,
+            "gradient_bytes": self.result.gradient_bytes,
+            "synchronization_bytes": self.result.synchronization_bytes,
+            "devices": device_records(self.result),
+            "critical_path": list(self.result.critical_path_names),
+            "strategy": self.record.model_dump(mode="json"),
+        }
+
+
+def choose_strategy(word: str) -> Chosen:
+    """The method or strategy file called `word`.
+
+    Raises:
+        UnknownNameError: It is neither a method nor looks like a file.
+        StrategyError: The file is wrong.
+    """
+    if word in methods():
+        return Chosen(name=word, record=None)
+    if word.endswith(".json") or Path(word).exists():
+        return Chosen(name=word, record=load_strategy(word))
+    raise unknown_name("method or strategy file", word, methods())
+
+
+def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
+    """What the chosen strategy achieves; a method that searches gets the default budget.
+
+    Raises:
+        StrategyError: The strategy does not fit the model or the cluster.
+    """
+    problem = prepared.problem
+    num_evaluations, search_time_s = 1, 0.0
+    if chosen.record is None:
+        budget = make_budget(None, None)
+        found = run_method(problem, chosen.name, budget)
+        num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
+        strategy, record = found.strategy, make_record(prepared, found, budget)
+    else:
+        record = chosen.record
+        if record.cluster.fingerprint != problem.cluster.fingerprint:
+            say(f"soaprl: {chosen.name} was found for {record.cluster.name}, not for {problem.cluster.name}")
+        strategy = record.bind(problem.graph, problem.cluster, fingerprint=graph_fingerprint(problem.graph))
+    result = simulate(problem, strategy)
+    outcome = make_outcome(
+        chosen.name,
+        result,
+        problem.graph.batch_size,
+        num_evaluations=num_evaluations,
+        search_time_s=search_time_s,
+    )
+    return Simulated(result=result, outcome=outcome, record=record)
+
+
+def check_files(*paths: Path | None) -> None:
+    """Raise `OutputError` for the first of the files that cannot be written; before the work, not after."""
+    for path in paths:
+        if path is not None:
+            check_writable(path)
+
+
+def write_files(result: SimulationResult, trace: Path | None, graph: Path | None) -> None:
+    """Write the timeline and the operator graph where files are named for them, and say so."""
+    if trace is not None:
+        write_trace(result, trace)
+        say(f"soaprl: wrote {trace}; https://ui.perfetto.dev shows it")
+    if graph is not None:
+        save_graph(result.problem.graph, graph)
+        say(f"soaprl: wrote {graph}, a MODEL that loads without torch")
