@@ -1,16 +1,19 @@
-"""A library call on local tensors: its arguments by name, and which indices of each tensor a part works on."""
+"""A library call on local tensors: its arguments by name, and which indices of each a part works on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 
+from torch import Tensor
+
 from soaprl.errors import GraphError
 from soaprl.runtime.shards import LocalDim
 
 LocalDims: TypeAlias = tuple[LocalDim, ...]
-Kernel: TypeAlias = "Callable[[LocalCall], Any]"
+Results: TypeAlias = Tensor | tuple[Tensor, ...] | list[Tensor]
+Kernel: TypeAlias = "Callable[[LocalCall], Results]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +37,23 @@ class LocalCall:
     lead: bool
     seed: int
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 (whatever the schema says)
         return self.arguments[name]
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The argument called `name`, or `default` where the schema has none of that name."""
-        return self.arguments.get(name, default)
+    def get(self, name: str) -> Any:  # noqa: ANN401 (whatever the schema says)
+        """The argument called `name`, or None where the schema has none of that name."""
+        return self.arguments.get(name)
 
-    def run(self, /, **changes: Any) -> Any:
+    def run(self, /, **changes: object) -> Results:
         """Calls the library with the arguments, some of them changed."""
-        return operation(self.target)(**{**self.arguments, **changes})
+        results: Results = operation(self.target)(**{**self.arguments, **changes})
+        return results
+
+    def tensor(self, /, **changes: object) -> Tensor:
+        """Like `run`, for a call with one result."""
+        result = self.run(**changes)
+        assert isinstance(result, Tensor), f"{self.target} has several results"
+        return result
 
     @property
     def whole(self) -> bool:
@@ -56,7 +66,7 @@ class LocalCall:
         return [d.size for d in self.results[0]]
 
 
-def tensor_dims(arguments: Any) -> Iterator[LocalDims]:
+def tensor_dims(arguments: Iterable[Any]) -> Iterator[LocalDims]:
     """All tuples of `LocalDim` in a nested structure of them, depth first; an empty tuple is a scalar's."""
     for argument in arguments:
         if isinstance(argument, tuple):
@@ -65,7 +75,7 @@ def tensor_dims(arguments: Any) -> Iterator[LocalDims]:
             yield from tensor_dims(argument)
 
 
-def operation(target: str) -> Any:
+def operation(target: str) -> Any:  # noqa: ANN401 (operators have no public type)
     """The library function called `target`.
 
     Raises:

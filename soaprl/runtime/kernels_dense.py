@@ -1,4 +1,4 @@
-"""Kernels of layers with parameters, and of attention: what must be said once along a reduction, local counts."""
+"""Kernels of layers with parameters, and of attention: biases counted once, local numbers of groups."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,38 +7,38 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the library's own convention)
 from torch import Tensor
 
-from soaprl.runtime.calls import Kernel, LocalCall
+from soaprl.runtime.calls import Kernel, LocalCall, Results
 from soaprl.runtime.random_bits import keep_mask
 from soaprl.runtime.shards import LocalDim
 
 
-def biased_once(call: LocalCall) -> Any:
+def biased_once(call: LocalCall) -> Results:
     """linear, bilinear: the bias belongs to the first part along the reduction."""
     return call.run() if call.lead else call.run(bias=None)
 
 
-def added_once(call: LocalCall) -> Any:
+def added_once(call: LocalCall) -> Results:
     """addmm and its kin: the first argument belongs to the first part along the reduction."""
     if call.lead:
         return call.run()
     return call.run(self=torch.zeros_like(call["self"]))
 
 
-def embedding(call: LocalCall) -> Any:
+def embedding(call: LocalCall) -> Results:
     """Rows of the local vocabulary; zeros for the ids of other parts."""
     weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]
     if rows.whole:
         return call.run()
     padding = call["padding_idx"]
-    local, here = _local_rows(ids, rows)
+    local, here = local_rows(ids, rows)
     found = F.embedding(local, weight) if rows.size else weight.new_zeros(*ids.shape, weight.shape[1])
     counts = here if padding < 0 else here & (ids != padding)
     # The padding row is read, but no gradient flows to it.
     return torch.where(counts[..., None], found, torch.where(here[..., None], found.detach(), 0.0))
 
 
-def _local_rows(ids: Tensor, rows: LocalDim) -> tuple[Tensor, Tensor]:
-    """Each id as a local row number, and whether the part has that row."""
+def local_rows(ids: Tensor, rows: LocalDim) -> tuple[Tensor, Tensor]:
+    """Each id as a local row number (any number, where the part has no such row), and whether it has."""
     held = rows.indices().to(ids.device)
     if not len(held):
         return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -46,32 +46,48 @@ def _local_rows(ids: Tensor, rows: LocalDim) -> tuple[Tensor, Tensor]:
     return local, held[local] == ids
 
 
-def embedding_bag(call: LocalCall) -> Any:
-    """Sums of the local rows of each bag (a mean divides by the whole bag); rows of other parts count as 0."""
-    weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]
-    if rows.whole:
+def embedding_bag(call: LocalCall) -> Results:
+    """The bags of the part, each a run of ids that ends where the next one starts.
+
+    Rows of other parts count as 0, and a mean divides by the whole bag. Only the first result is computed for
+    a part; the others are bookkeeping of the whole call's own backward pass, and zero.
+    """
+    if call.whole:
         return call.run()
-    local, here = _local_rows(ids, rows)
-    ends = torch.cat([call["offsets"], torch.tensor([len(ids)], device=ids.device)])
-    if call["include_last_offset"]:
-        ends = ends[:-1]
-    bag = torch.searchsorted(ends, torch.arange(len(ids), device=ids.device), right=True) - 1
-    scale = torch.ones(ids.shape, dtype=weight.dtype, device=weight.device)
-    if call["per_sample_weights"] is not None:
-        scale = call["per_sample_weights"]
+    num_bags, (ids, offsets) = call.results[0][0].size, (call["indices"], call["offsets"])
+    ends = offsets if len(offsets) > num_bags else torch.cat([offsets, offsets.new_full((1,), len(ids))])
+    first, last = ends[0].item(), ends[-1].item()
+    weights = call["per_sample_weights"]
+    weights = None if weights is None else weights[first:last]
+    ids, ends = ids[first:last], ends - ends[0]
+    if call.dims["weight"][0].whole:
+        found = call.run(
+            indices=ids, offsets=ends[:-1], per_sample_weights=weights, include_last_offset=False
+        )
+        assert not isinstance(found, Tensor), "embedding_bag has several results"
+        out = found[0]
+    else:
+        out = _bag_sums(call, ids, ends, weights)
+    return (out, *(ids.new_zeros([d.size for d in dims]) for dims in call.results[1:]))
+
+
+def _bag_sums(call: LocalCall, ids: Tensor, ends: Tensor, weights: Tensor | None) -> Tensor:
+    table, mode = call["weight"], call["mode"]
+    assert mode in (0, 1), "a maximum over a bag is not split along the vocabulary"
+    num_bags = len(ends) - 1
+    local, here = local_rows(ids, call.dims["weight"][0])
     counted = torch.ones_like(here) if call.get("padding_idx") is None else ids != call["padding_idx"]
-    used = (F.embedding(local, weight) * (scale * (here & counted))[:, None]) if rows.size else None
-    out = weight.new_zeros(len(ends) - 1, weight.shape[1])
-    if used is not None:
-        out = out.index_add(0, bag, used)
-    if call["mode"] == 1:
-        sizes = torch.zeros(len(ends) - 1, dtype=weight.dtype, device=weight.device)
-        out = out / sizes.index_add(0, bag, counted.to(weight.dtype)).clamp(min=1)[:, None]
-    assert call["mode"] in (0, 1), "a maximum over a bag is not split along the vocabulary"
-    return (out, bag, torch.diff(ends), torch.zeros_like(ends))
+    scale = (here & counted).to(table.dtype)
+    scale = scale if weights is None else scale * weights
+    bag = torch.searchsorted(ends[1:].contiguous(), torch.arange(len(ids), device=ids.device), right=True)
+    out = table.new_zeros(num_bags, table.shape[1]).index_add(0, bag, F.embedding(local, table) * scale[:, None])
+    if mode == 1:
+        sizes = table.new_zeros(num_bags).index_add(0, bag, counted.to(table.dtype))
+        out = out / sizes.clamp(min=1)[:, None]
+    return out
 
 
-def scaled_dot_product_attention(call: LocalCall) -> Any:
+def scaled_dot_product_attention(call: LocalCall) -> Results:
     """Attention of local queries to all keys; the causal mask knows where the queries are."""
     query, key, value = call["query"], call["key"], call["value"]
     if call["enable_gqa"]:
@@ -105,7 +121,7 @@ def _attention_with_dropout(
     return weights * kept / (1 - call["dropout_p"]) @ value
 
 
-def recurrent(call: LocalCall) -> Any:
+def recurrent(call: LocalCall) -> Results:
     """lstm, gru, rnn: as they are; with dropout between layers, layer by layer with our own masks."""
     if not (call["train"] and call["dropout"] > 0 and call["num_layers"] > 1):
         return call.run()
@@ -131,7 +147,23 @@ def _widened(dim: LocalDim) -> LocalDim:
     return replace(dim, label=(), factors=(), span=None)
 
 
-def without_running_statistics(call: LocalCall) -> Any:
+def recurrent_cell(call: LocalCall) -> Results:
+    """lstm_cell, rnn_tanh_cell, rnn_relu_cell: the gates of the local hidden units, from all of the state."""
+    if call.whole:
+        return call.run()
+    states = call["hx"]
+    gates = F.linear(call["input"], call["w_ih"], call["b_ih"])
+    if isinstance(states, list):
+        hidden, cell = states
+        gates = gates + F.linear(hidden, call["w_hh"], call["b_hh"])
+        entry, forget, new, exit_ = gates.chunk(4, -1)
+        cell = forget.sigmoid() * cell + entry.sigmoid() * new.tanh()
+        return exit_.sigmoid() * cell.tanh(), cell
+    gates = gates + F.linear(states, call["w_hh"], call["b_hh"])
+    return gates.tanh() if "tanh" in call.target else gates.relu()
+
+
+def without_running_statistics(call: LocalCall) -> Results:
     """batch_norm, instance_norm: in training each part normalizes what it has; running statistics stay.
 
     Normalizing each part by itself is what data-parallel training does without synchronized statistics.
@@ -140,7 +172,7 @@ def without_running_statistics(call: LocalCall) -> Any:
     return call.run(running_mean=None, running_var=None) if training else call.run()
 
 
-def group_norm(call: LocalCall) -> Any:
+def group_norm(call: LocalCall) -> Results:
     """As many groups as the local channels make."""
     channels = call.dims["input"][1]
     per_group = channels.extent // call["num_groups"]
@@ -161,4 +193,6 @@ def dense_kernels() -> dict[str, Kernel]:
     table.update(dict.fromkeys(("aten.linear", "aten.bilinear"), biased_once))
     table.update(dict.fromkeys(("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv"), added_once))
     table.update(dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), recurrent))
+    cells = ("aten.lstm_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+    table.update(dict.fromkeys(cells, recurrent_cell))
     return table

@@ -1,4 +1,4 @@
-"""Kernels of pointwise operations, reductions, losses, factories and copies: literals that name whole shapes."""
+"""Kernels of pointwise operations, reductions, factories and copies, whose literals name whole shapes."""
 
 from math import prod
 from typing import Any
@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soaprl.runtime.calls import Kernel, LocalCall, tensor_dims
+from soaprl.runtime.calls import Kernel, LocalCall, Results
 from soaprl.runtime.random_bits import keep_mask
 from soaprl.runtime.shards import LocalDim
 
-MEAN, SUM = 1, 2
 
-
-def dropout(call: LocalCall) -> Any:
+def dropout(call: LocalCall) -> Results:
     """Masks by global element index, so that they do not depend on the split."""
     x, p = call["input"], call["p"]
     if not call["train"] or p == 0:
@@ -21,7 +19,7 @@ def dropout(call: LocalCall) -> Any:
     return x * _mask(call, x) / (1 - p) if p < 1 else x * 0
 
 
-def feature_dropout(call: LocalCall) -> Any:
+def feature_dropout(call: LocalCall) -> Results:
     """Dropout of whole channels: one random number for each (sample, channel)."""
     x, p = call["input"], call["p"]
     if not call["train"] or p == 0:
@@ -30,7 +28,7 @@ def feature_dropout(call: LocalCall) -> Any:
     return x * mask.reshape(*mask.shape, *[1] * (x.dim() - 2)) / (1 - p) if p < 1 else x * 0
 
 
-def alpha_dropout(call: LocalCall) -> Any:
+def alpha_dropout(call: LocalCall) -> Results:
     """Dropout that keeps mean and variance of a SELU network (Klambauer et al. 2017, section 3)."""
     x, p = call["input"], call["p"]
     if not call["train"] or p == 0:
@@ -44,7 +42,7 @@ def _mask(call: LocalCall, x: Tensor) -> Tensor:
     return keep_mask(call.results[0], call["p"], call.seed, x.device)
 
 
-def mean(call: LocalCall) -> Any:
+def mean(call: LocalCall) -> Results:
     """A partial sum over the whole extent: never a mean of means."""
     dims = call.dims["self"]
     chosen = call.get("dim")
@@ -54,22 +52,7 @@ def mean(call: LocalCall) -> Any:
     return torch.sum(call["self"], chosen, keepdim=bool(call.get("keepdim")), dtype=call["dtype"]) / count
 
 
-def loss(call: LocalCall) -> Any:
-    """Losses of elements: a mean is the partial sum over the number of all elements."""
-    if call["reduction"] != MEAN:
-        return call.run()
-    operands = list(tensor_dims(call.dims.values()))
-    rank = max(len(dims) for dims in operands)
-    count = prod(max(dims[d].extent for dims in operands if len(dims) >= -d) for d in range(-rank, 0))
-    return call.run(reduction=SUM) / count
-
-
-def log_sum_exp(call: LocalCall) -> Any:
-    """``soaprl.log_sum_exp(x, dim)``: over the local indices; parts combine by ``logaddexp``."""
-    return torch.logsumexp(call["0"], call["1"])
-
-
-def factory(call: LocalCall) -> Any:
+def factory(call: LocalCall) -> Results:
     """Tensors made of literals: the whole one, cropped to what the part computes."""
     return cropped(call.run(), call.results[0])
 
@@ -87,13 +70,13 @@ def cropped(tensor: Tensor, dims: tuple[LocalDim, ...]) -> Tensor:
 def local_size(name: str) -> Kernel:
     """A kernel for calls whose argument `name` is the result's shape."""
 
-    def kernel(call: LocalCall) -> Any:
+    def kernel(call: LocalCall) -> Results:
         return call.run(**{name: call.result_shape})
 
     return kernel
 
 
-def triangle(call: LocalCall) -> Any:
+def triangle(call: LocalCall) -> Results:
     """triu, tril: the diagonal as seen from the local corner."""
     rows, columns = call.dims["self"][-2:]
     offset = (columns.indices()[None, :] - rows.indices()[:, None]).to(call["self"].device)
@@ -101,17 +84,25 @@ def triangle(call: LocalCall) -> Any:
     return torch.where(kept, call["self"], torch.zeros_like(call["self"]))
 
 
-def copy(call: LocalCall) -> Any:
+def strided_slice(call: LocalCall) -> Results:
+    """aten.slice with a step: the region starts at the first index taken."""
+    dims = call.dims["self"]
+    if dims[call["dim"]].unlabelled:
+        return call.run()
+    return call.run(start=0, end=dims[call["dim"]].size)
+
+
+def copy(call: LocalCall) -> Results:
     """``soaprl.copy(x)``: a view kept as a call."""
     return call["0"].clone()
 
 
-def reshape(call: LocalCall) -> Any:
+def reshape(call: LocalCall) -> Results:
     """``soaprl.reshape(x)``: to the shape of the result."""
     return call["0"].reshape(call.result_shape)
 
 
-def rearrange(call: LocalCall) -> Any:
+def rearrange(call: LocalCall) -> Results:
     """``soaprl.rearrange(x, dims)``, with (out, start, length) for each dimension of x; out -1 is dropped.
 
     A dimension that is split already holds the indices it contributes; a whole one is narrowed here.
@@ -124,7 +115,7 @@ def rearrange(call: LocalCall) -> Any:
             order.append((out, d))
     dropped = [d for d, (out, _, _) in enumerate(call["1"]) if out < 0]
     kept = [d for _, d in sorted(order)]
-    x = x.permute(*kept, *dropped).reshape([x.shape[d] for d in kept])
+    x = x.permute([*kept, *dropped]).reshape([x.shape[d] for d in kept])
     present = {out for out, _ in order}
     for d in range(len(call.results[0])):
         if d not in present:
@@ -141,7 +132,7 @@ def plain_kernels() -> dict[str, Kernel]:
         "aten.mean": mean,
         "aten.triu": triangle,
         "aten.tril": triangle,
-        "soaprl.log_sum_exp": log_sum_exp,
+        "aten.slice": strided_slice,
         "soaprl.copy": copy,
         "soaprl.reshape": reshape,
         "soaprl.rearrange": rearrange,
@@ -150,21 +141,4 @@ def plain_kernels() -> dict[str, Kernel]:
         table[f"aten.{name}"] = factory
     for name in ("new_zeros", "new_ones", "new_full", "new_empty", "expand", "view", "reshape"):
         table[f"aten.{name}"] = local_size("shape" if name == "reshape" else "size")
-    for name in _ELEMENT_LOSSES:
-        table[f"aten.{name}"] = loss
     return table
-
-
-_ELEMENT_LOSSES = (
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "kl_div",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "soft_margin_loss",
-    "hinge_embedding_loss",
-    "poisson_nll_loss",
-)
-

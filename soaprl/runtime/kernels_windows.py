@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the library's own convention)
 from torch import Tensor
 
-from soaprl.runtime.calls import Kernel, LocalCall, LocalDims
+from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, Results
 from soaprl.runtime.shards import LocalDim
 
 
@@ -45,7 +45,7 @@ def _same_padding(call: LocalCall, num_dims: int) -> list[tuple[int, int]]:
     return [w if d.unlabelled else t for w, t, d in zip(whole, touched, spatial, strict=True)]
 
 
-def convolution(call: LocalCall) -> Any:
+def convolution(call: LocalCall) -> Results:
     """conv1d, conv2d, conv3d: explicit padding at true borders, local groups, bias once."""
     x, weight = call["input"], call["weight"]
     num_dims = weight.dim() - 2
@@ -65,7 +65,7 @@ def convolution(call: LocalCall) -> Any:
     return result
 
 
-def transposed_convolution(call: LocalCall) -> Any:
+def transposed_convolution(call: LocalCall) -> Results:
     """conv_transpose1d, 2d, 3d: without padding on the local inputs, then cropped to the part's outputs."""
     x, weight = call["input"], call["weight"]
     num_dims = weight.dim() - 2
@@ -93,12 +93,12 @@ def _crop_or_pad(tensor: Tensor, d: int, start: int, length: int) -> Tensor:
     return F.pad(tensor.narrow(d, lo, hi - lo), pads)
 
 
-def general_convolution(call: LocalCall) -> Any:
+def general_convolution(call: LocalCall) -> Results:
     """aten.convolution, which is told whether it is transposed."""
     return transposed_convolution(call) if call["transposed"] else convolution(call)
 
 
-def max_pool(call: LocalCall) -> Any:
+def max_pool(call: LocalCall) -> Results:
     """max_pool1d, 2d, 3d: minus infinity beyond true borders."""
     num_dims = int(call.target.split(".")[1][8])
     kernel, dilation = per_dim(call["kernel_size"], num_dims), per_dim(call["dilation"], num_dims)
@@ -111,7 +111,7 @@ def max_pool(call: LocalCall) -> Any:
     return function(pad_last(x, padding, -inf), kernel, stride, 0, dilation)
 
 
-def average_pool(call: LocalCall) -> Any:
+def average_pool(call: LocalCall) -> Results:
     """avg_pool1d, 2d, 3d: sums of windows, divided by how much of each window counts."""
     num_dims = int(call.target.split(".")[1][8])
     x, dims = call["self"], call.dims["self"][-num_dims:]
@@ -152,7 +152,7 @@ def _weights(rows: Tensor, columns: Tensor, values: Tensor, source: LocalDim, nu
     return matrix.index_put((rows, columns - source.start), values, accumulate=True)
 
 
-def adaptive_average_pool(call: LocalCall) -> Any:
+def adaptive_average_pool(call: LocalCall) -> Results:
     """adaptive_avg_pool1d, 2d, 3d: one averaging matrix for each dimension."""
     num_dims, x = int(call.target.split(".")[1][17]), call["self"]
     for d in range(-num_dims, 0):
@@ -174,7 +174,7 @@ def _adaptive_window(index: int, source: int, out: int) -> tuple[int, int]:
     return index * source // out, -(-(index + 1) * source // out)
 
 
-def adaptive_max_pool(call: LocalCall) -> Any:
+def adaptive_max_pool(call: LocalCall) -> Results:
     """adaptive_max_pool1d, 2d, 3d: the maximum over each window; the second result is its flat index."""
     num_dims, x = int(call.target.split(".")[1][17]), call["self"]
     if all(d.whole for d in call.dims["self"][-num_dims:]):
@@ -196,7 +196,7 @@ def adaptive_max_pool(call: LocalCall) -> Any:
     return x, flat
 
 
-def interpolate(call: LocalCall) -> Any:
+def interpolate(call: LocalCall) -> Results:
     """upsample_{nearest, nearest-exact, linear, bilinear, trilinear, bicubic}: a matrix for each dimension."""
     name, x = call.target.split(".")[1], call["input"]
     num_dims = int(name[-2])
@@ -249,7 +249,7 @@ def _cubic_weights(t: Tensor) -> Tensor:
     return torch.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], 1)
 
 
-def pad(call: LocalCall) -> Any:
+def pad(call: LocalCall) -> Results:
     """aten.pad and constant_pad_nd: at the true borders; a dimension without a window is whole."""
     literal = list(call["pad"])
     pads: list[int] = []

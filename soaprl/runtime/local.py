@@ -19,6 +19,7 @@ from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref
 from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, schema, tensor_dims
 from soaprl.runtime.kernels_dense import dense_kernels
+from soaprl.runtime.kernels_losses import loss_kernels
 from soaprl.runtime.kernels_plain import plain_kernels
 from soaprl.runtime.kernels_windows import window_kernels
 from soaprl.runtime.shards import (
@@ -52,7 +53,7 @@ class Operand:
 
 def kernels() -> dict[str, Kernel]:
     """The calls that need more than local arguments, by target, with or without its overload."""
-    return {**plain_kernels(), **dense_kernels(), **window_kernels()}
+    return {**plain_kernels(), **dense_kernels(), **loss_kernels(), **window_kernels()}
 
 
 def run_part(
@@ -198,7 +199,7 @@ def _by_name(
     return bound
 
 
-def _literal(value: Any, kind: str, device: torch.device) -> Any:
+def _literal(value: object, kind: str, device: torch.device) -> object:
     """A captured literal as the library wants it: data types are names, devices belong to the run."""
     if "ScalarType" in kind and isinstance(value, str):
         return getattr(torch, value.removeprefix("torch."))

@@ -118,12 +118,13 @@ class LocalDim:
             return flat_indices(self.label)
         if self.span is None or flat_interval(self.label) is not None or not _is_shift(self.span):
             return torch.arange(self.start, self.stop)
-        shifted = flat_indices(self.label) + self.span.add_first
+        shifted = flat_indices(self.label) + self.span.add_first // self.span.div
         return shifted[(shifted >= self.span.lower) & (shifted < self.span.upper)]
 
 
 def _is_shift(span: Span) -> bool:
-    return span.mul == span.div == 1 and span.add_first == span.add_last
+    same = span.mul == span.div and span.add_first == span.add_last
+    return same and span.add_first % span.div == 0
 
 
 def local_dim(use: DimUse, extents: tuple[int, ...], box: Box) -> LocalDim:
@@ -169,7 +170,7 @@ def arrange(tensor: Tensor, layout: Layout, pieces: tuple[tuple[Piece, ...], ...
     kept = [p for dim in layout for p in dim if not isinstance(p, Broadcast)]
     selected = [d for d in range(tensor.dim()) if d not in kept]
     assert all(tensor.shape[d] == 1 for d in selected), f"selected dimensions hold {tuple(tensor.shape)}"
-    tensor = tensor.permute(*kept, *selected).reshape([tensor.shape[d] for d in kept])
+    tensor = tensor.permute([*kept, *selected]).reshape([tensor.shape[d] for d in kept])
     sizes = [hi - lo for dim in pieces for _, lo, hi in dim]
     flat = [p for dim in layout for p in dim]
     for position, p in enumerate(flat):
