@@ -24,7 +24,17 @@ from soaprl.cluster.sections import (
     WireSection,
     parse_file,
 )
-from soaprl.cluster.topology import Route, Wire, both_ways, connect, pairs, pcie_tree, search_routes, star
+from soaprl.cluster.topology import (
+    Route,
+    Wire,
+    both_ways,
+    check_num_devices,
+    connect,
+    pairs,
+    pcie_tree,
+    search_routes,
+    star,
+)
 from soaprl.errors import ClusterError, UnknownNameError, unknown_name
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -66,25 +76,10 @@ def cluster_from_dict(data: object, *, where: str = "cluster") -> Cluster:
         ClusterError: Anything else is wrong; the message names the key.
     """
     file = parse_file(data, where)
-    types = _Types(file.device_types, where)
-    if file.nodes is not None:
-        devices, links = _build_nodes(file, file.nodes, types)
-        routes: dict[tuple[int, int], Route] = {}
-    else:
-        listed = file.devices or []
-        devices = [Device(name=d.name, node=d.node, type=types.index(d.type)) for d in listed]
-        links = _build_links(file.links, [d.name for d in devices] + file.switches, prefix="", where=where)
-        routes = _build_routes(file.routes, devices, len(links), where)
     try:
-        return connect(
-            name=file.name,
-            device_types=tuple(types.found),
-            devices=tuple(devices),
-            links=tuple(links),
-            listed_routes=routes,
-        )
-    except ClusterError as error:
-        raise ClusterError(f"{where}: {error}") from error
+        return _build(file)
+    except (ClusterError, UnknownNameError) as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def cluster_to_dict(cluster: Cluster) -> dict[str, object]:
@@ -112,6 +107,25 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, object]:
     }
 
 
+def _build(file: FileSection) -> Cluster:
+    types = _Types(file.device_types)
+    if file.nodes is not None:
+        devices, links = _build_nodes(file, file.nodes, types)
+        routes: dict[tuple[int, int], Route] = {}
+    else:
+        listed = file.devices or []
+        devices = [Device(name=d.name, node=d.node, type=types.index(d.type)) for d in listed]
+        links = _build_links(file.links, [d.name for d in devices] + file.switches, prefix="")
+        routes = _build_routes(file.routes, devices, len(links))
+    return connect(
+        name=file.name,
+        device_types=tuple(types.found),
+        devices=tuple(devices),
+        links=tuple(links),
+        listed_routes=routes,
+    )
+
+
 def _read(path: Path, where: str) -> object:
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,20 +143,18 @@ def _read(path: Path, where: str) -> object:
 class _Types:
     """Device types of a cluster: those of the file first, presets as they are named."""
 
-    def __init__(self, sections: Iterable[TypeSection], where: str) -> None:
-        self._where = where
+    def __init__(self, sections: Iterable[TypeSection]) -> None:
         self.found = [_type_from_section(section) for section in sections]
         names = [kind.name for kind in self.found]
         if len(set(names)) < len(names):
-            raise ClusterError(f"{where}: device_types: names must differ; found {', '.join(names)}.")
+            raise ClusterError(f"device_types: names must differ; found {', '.join(names)}.")
 
     def index(self, name: str) -> int:
         """Index of the type called `name`; a preset is added on first use."""
         names = [kind.name for kind in self.found]
         if name not in names:
             if name not in device_type_names():
-                error = unknown_name("device type", name, {*names, *device_type_names()})
-                raise UnknownNameError(f"{self._where}: {error}")
+                raise unknown_name("device type", name, {*names, *device_type_names()})
             self.found.append(device_type(name))
             return len(names)
         return names.index(name)
@@ -164,6 +176,7 @@ def _type_from_section(section: TypeSection) -> DeviceType:
 def _build_nodes(
     file: FileSection, groups: list[NodesSection], types: _Types
 ) -> tuple[list[Device], list[Link]]:
+    check_num_devices(file.name, sum(group.count * sum(group.devices.values()) for group in groups))
     devices: list[Device] = []
     links: list[Link] = []
     node = 0
@@ -212,7 +225,7 @@ def _inside(topology: TopologySection | None, node: str, names: list[str]) -> li
             )
         case LinksSection():
             vertices = names + [f"{node}/{switch}" for switch in topology.switches]
-            return _build_links(topology.links, vertices, prefix=f"{node}/", where=node)
+            return _build_links(topology.links, vertices, prefix=f"{node}/")
 
 
 def _outside(
@@ -235,7 +248,7 @@ def _outside(
 
 
 def _build_links(
-    sections: Iterable[LinkSection], vertices: Iterable[str], *, prefix: str, where: str
+    sections: Iterable[LinkSection], vertices: Iterable[str], *, prefix: str
 ) -> list[Link]:
     known = set(vertices)
     links: list[Link] = []
@@ -243,7 +256,7 @@ def _build_links(
         ends = [prefix + section.source, prefix + section.target] if section.source else ["", ""]
         for end in ends:
             if end and end not in known:
-                raise ClusterError(f"{where}: links: {unknown_name('device or switch', end, known)}")
+                raise ClusterError(f"links: {unknown_name('device or switch', end, known)}")
         for source, target in [ends, ends[::-1]] if section.both_ways else [ends]:
             links.append(
                 Link(
@@ -259,17 +272,17 @@ def _build_links(
 
 
 def _build_routes(
-    sections: Iterable[RouteSection], devices: list[Device], num_links: int, where: str
+    sections: Iterable[RouteSection], devices: list[Device], num_links: int
 ) -> dict[tuple[int, int], Route]:
     index = {device.name: i for i, device in enumerate(devices)}
     routes = {}
     for section in sections:
         for end in (section.source, section.target):
             if end not in index:
-                raise ClusterError(f"{where}: routes: {unknown_name('device', end, index)}")
+                raise ClusterError(f"routes: {unknown_name('device', end, index)}")
         if max(section.links) >= num_links:
             raise ClusterError(
-                f"{where}: routes: expected indices of links below {num_links}, found {max(section.links)}"
+                f"routes: expected indices of links below {num_links}, found {max(section.links)}"
                 f" from {section.source!r} to {section.target!r}."
             )
         routes[index[section.source], index[section.target]] = tuple(section.links)

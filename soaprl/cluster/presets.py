@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from soaprl.cluster.cluster import Cluster, Device, Link
 from soaprl.cluster.devices import device_type
-from soaprl.cluster.topology import Wire, both_ways, connect, pairs, pcie_tree, star
+from soaprl.cluster.topology import Wire, both_ways, check_num_devices, connect, pairs, pcie_tree, star
 from soaprl.errors import ClusterError, unknown_name
 
 FABRIC = "fabric"
@@ -232,6 +232,7 @@ def cluster_from_name(name: str) -> Cluster:
             f"cluster {name!r}: expected {_FORM}, with at least 1 node and 1 to"
             f" {kind.max_devices_per_node} devices in a {kind.name} node; found {num_nodes} and {per_node}."
         )
+    check_num_devices(name, num_nodes * per_node)
     return _build(kind, num_nodes, per_node)
 
 

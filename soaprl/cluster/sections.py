@@ -201,7 +201,7 @@ def _message(error: ValidationError, data: object, where: str) -> str:
     return f"{where}: {f'{key}: ' if key else ''}{_complaint(first)}.{more}"
 
 
-def _complaint(error: Any) -> str:  # noqa: ANN401, pydantic's ErrorDetails is generic in its context
+def _complaint(error: Any) -> str:
     context = error.get("ctx", {})
     if error["type"] == "missing":
         return "expected this key, found none"

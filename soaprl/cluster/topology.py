@@ -150,15 +150,22 @@ def _routes_from(
     return routes
 
 
+def check_num_devices(name: str, num_devices: int) -> None:
+    """Refuse a cluster without devices, and one whose routes do not fit in memory.
+
+    Raises:
+        ClusterError: With the number found.
+    """
+    if num_devices < 1:
+        raise ClusterError(f"cluster {name!r} is empty: expected at least one device.")
+    if num_devices > MAX_DEVICES:
+        raise ClusterError(f"cluster {name!r}: expected at most {MAX_DEVICES} devices, found {num_devices}.")
+
+
 def _check(
     name: str, device_types: Sequence[DeviceType], devices: Sequence[Device], links: Sequence[Link]
 ) -> None:
-    if not devices:
-        raise ClusterError(f"cluster {name!r} is empty: expected at least one device.")
-    if len(devices) > MAX_DEVICES:
-        raise ClusterError(
-            f"cluster {name!r}: expected at most {MAX_DEVICES} devices, found {len(devices)}."
-        )
+    check_num_devices(name, len(devices))
     names = [device.name for device in devices]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)

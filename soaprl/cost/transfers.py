@@ -20,10 +20,15 @@ Algorithms, for n devices and s bytes (n = m * k for m devices in each of k node
 - *tree*: two binary trees of s / 2 each, in which the inner devices of one are mostly leaves of the other;
   2 log2(n) rounds (Sanders, Speck, Traeff 2009). Implemented in `_tree`.
 
-The quickest one counts. On links of equal bandwidth b that nobody shares a ring takes 2(n-1)/n * s / b; an
-all-gather, reduce-scatter or all-to-all (n-1)/n * s / b.
+Rings and meshes make an all-gather or reduce-scatter in half the rounds of an all-reduce; a tree makes them
+by a whole all-reduce, which pays where latency is all that counts. The quickest algorithm counts.
+
+On links of equal bandwidth b that nobody shares, a ring takes 2(n-1)/n * s / b for an all-reduce and
+(n-1)/n * s / b for an all-gather, as all pairs do for an all-to-all.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -248,14 +253,14 @@ def _plan(
 
 @filling_kernel
 def _offered(
-    tables: ClusterTables, algorithm: int, members: IntArray, num_members: int, per_node: int, passes: int
+    tables: ClusterTables, algorithm: int, members: IntArray, num_members: int, per_node: int
 ) -> bool:
     """Whether `algorithm` can run the collective."""
     if algorithm == _MESH:
         return per_node == num_members and tables.node_mesh[tables.device_node[members[0]]]
     if algorithm == _HIERARCHICAL:
         return 1 < per_node < num_members
-    return algorithm == _RING or (algorithm == _TREE and passes == 2)
+    return True
 
 
 @filling_kernel
@@ -286,7 +291,7 @@ def _best(
     per_node = _devices_per_node(tables, members, num_members)
     best_s, best_algorithm, row = np.inf, _NONE, 0
     for algorithm in range(_RING, _TREE + 1):
-        if _offered(tables, algorithm, members, num_members, per_node, passes):
+        if _offered(tables, algorithm, members, num_members, per_node):
             time_s = _plan(
                 tables, scratch, row, algorithm, members, num_members, per_node, num_bytes, passes
             )
@@ -348,3 +353,70 @@ def all_to_all(
     latency = _mesh(tables, scratch, 0, members, 0, num_members, num_bytes, 1)
     time_s = tables.collective_base_s + latency + _busiest(scratch, 0)
     return time_s, _finish(scratch, 0, links, busy_s), _PAIRWISE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveTime:
+    """What one collective takes.
+
+    Attributes:
+        time_s: From its start to its end on idle links.
+        algorithm: The quickest one; see `ALGORITHMS`.
+        busy_s: Seconds that each link it uses is busy, by link index.
+    """
+
+    time_s: float
+    algorithm: str
+    busy_s: dict[int, float]
+
+
+def all_reduce_time(
+    tables: ClusterTables,
+    devices: Iterable[int],
+    num_bytes: float,
+    *,
+    scratch: CollectiveScratch | None = None,
+) -> CollectiveTime:
+    """What the sum of `num_bytes` over `devices` takes; every device has and gets all of it."""
+    return _call(all_reduce, tables, devices, num_bytes, scratch)
+
+
+def all_gather_time(
+    tables: ClusterTables,
+    devices: Iterable[int],
+    num_bytes: float,
+    *,
+    scratch: CollectiveScratch | None = None,
+) -> CollectiveTime:
+    """What gathering `num_bytes` on each of `devices` takes, or scattering their sum."""
+    return _call(all_gather, tables, devices, num_bytes, scratch)
+
+
+def all_to_all_time(
+    tables: ClusterTables,
+    devices: Iterable[int],
+    num_bytes: float,
+    *,
+    scratch: CollectiveScratch | None = None,
+) -> CollectiveTime:
+    """What it takes when each of `devices` sends an equal piece of its `num_bytes` to every other one."""
+    return _call(all_to_all, tables, devices, num_bytes, scratch)
+
+
+def _call(
+    collective: Callable[..., tuple[float, int, int]],
+    tables: ClusterTables,
+    devices: Iterable[int],
+    num_bytes: float,
+    scratch: CollectiveScratch | None,
+) -> CollectiveTime:
+    members = np.array(sorted({int(device) for device in devices}), np.int64)
+    links, busy_s = np.zeros_like(tables.link_latency_s, np.int64), np.zeros_like(tables.link_latency_s)
+    time_s, count, algorithm = collective(
+        tables, scratch or collective_scratch(tables), members, len(members), float(num_bytes), links, busy_s
+    )
+    return CollectiveTime(
+        time_s=time_s,
+        algorithm=ALGORITHMS[algorithm],
+        busy_s=dict(zip(links[:count].tolist(), busy_s[:count].tolist(), strict=True)),
+    )
