@@ -1,1 +1,20 @@
-"""Part of soaprl."""
+"""Simulates training iterations: time, memory and traffic of a strategy."""
+
+from soaprl.simulator.evaluator import Evaluation, Simulator
+from soaprl.simulator.problem import Problem, SimulationOptions
+from soaprl.simulator.result import DeviceMemory, SimulationResult, simulate
+from soaprl.simulator.timeline import TaskKind, Timeline
+from soaprl.simulator.trace import write_trace
+
+__all__ = [
+    "DeviceMemory",
+    "Evaluation",
+    "Problem",
+    "SimulationOptions",
+    "SimulationResult",
+    "Simulator",
+    "TaskKind",
+    "Timeline",
+    "simulate",
+    "write_trace",
+]

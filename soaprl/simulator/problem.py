@@ -1,0 +1,55 @@
+"""What is simulated: a model, a cluster, a cost model, and how an iteration is executed."""
+
+from dataclasses import dataclass, field
+
+from soaprl.cluster.cluster import Cluster
+from soaprl.cost.model import CostModel
+from soaprl.errors import unknown_name
+from soaprl.graph.operators import OperatorGraph
+
+# Bytes of optimizer state for each byte of a parameter: the two moments of Adam, the velocity of momentum.
+OPTIMIZER_STATE = {"adam": 2, "momentum": 1, "sgd": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """How an iteration is executed.
+
+    Attributes:
+        optimizer: ``adam``, ``momentum`` or ``sgd``; decides the bytes of optimizer state.
+        paper: The paper's assumptions: transfers take bytes / bandwidth without latency, and gradients are
+            synchronized by transfers to the first holder of a shard and back, not by collectives. The times
+            of tasks are the cost model's affair.
+        overlap_synchronization: Whether gradients are synchronized as soon as they are there; otherwise
+            after the last backward task.
+    """
+
+    optimizer: str = "adam"
+    paper: bool = False
+    overlap_synchronization: bool = True
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZER_STATE:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZER_STATE)
+
+    @property
+    def state_per_parameter_byte(self) -> int:
+        """Bytes of optimizer state for each byte of a trainable parameter."""
+        return OPTIMIZER_STATE[self.optimizer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One training iteration of a model on a cluster, but for the strategy.
+
+    Attributes:
+        graph: The operators.
+        cluster: The devices and links.
+        cost: Times of tasks.
+        options: How the iteration is executed.
+    """
+
+    graph: OperatorGraph
+    cluster: Cluster
+    cost: CostModel
+    options: SimulationOptions = field(default_factory=SimulationOptions)

@@ -1,0 +1,237 @@
+"""The tasks of a simulated iteration as arrays, their names, and who kept whom waiting."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
+from soaprl.graph.operators import OperatorGraph
+from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.state import HALF, NUM_SYNC, SYNC_ID, UPDATE_ID
+
+
+class TaskKind(IntEnum):
+    """What a task does."""
+
+    FORWARD = 0
+    TRANSFER = 1
+    BACKWARD = 2
+    GRADIENT = 3
+    SYNCHRONIZATION = 4
+    UPDATE = 5
+    JOIN = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """All tasks, ordered by their sequence numbers. Every array has an entry for each task.
+
+    Attributes:
+        kind: A `TaskKind`.
+        operator: The operator; for transfers the one whose output or gradient moves, for synchronization the
+            first that reads the parameters; -1 for updates and joins.
+        part: The task of the operator; for transfers of outputs the one that sends, for transfers of
+            gradients the one that receives; -1 for the rest.
+        source: The device that computes or sends; -1 for collectives and joins.
+        target: The device that computes or receives; -1 for collectives and joins.
+        num_bytes: Bytes sent; for collectives those that are summed.
+        resource: See `soaprl.simulator.state`.
+        ready_s: When the last predecessor ended.
+        start_s: When the task started.
+        finish_s: When it ended.
+    """
+
+    kind: IntArray
+    operator: IntArray
+    part: IntArray
+    source: IntArray
+    target: IntArray
+    num_bytes: IntArray
+    resource: IntArray
+    ready_s: FloatArray
+    start_s: FloatArray
+    finish_s: FloatArray
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.kind)
+
+    def name(self, task: int, graph: OperatorGraph) -> str:
+        """What the task does, for people: ``fc1[2] d0->d1``."""
+        kind, part = TaskKind(self.kind[task]), int(self.part[task])
+        if kind is TaskKind.UPDATE:
+            return f"update d{self.source[task]}"
+        if kind is TaskKind.JOIN:
+            return "join"
+        prefix = {
+            TaskKind.BACKWARD: "backward ",
+            TaskKind.GRADIENT: "gradient ",
+            TaskKind.SYNCHRONIZATION: "synchronize ",
+        }.get(kind, "")
+        text = prefix + graph.operators[int(self.operator[task])].name + (f"[{part}]" if part >= 0 else "")
+        moves = self.source[task] != self.target[task]
+        return text + (f" d{self.source[task]}->d{self.target[task]}" if moves else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupations:
+    """Which task keeps which link busy from when for how long; one entry for each pair."""
+
+    task: IntArray
+    link: IntArray
+    start_s: FloatArray
+    busy_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    """The edges of the task graph, as indices into a `Timeline`."""
+
+    before: IntArray
+    after: IntArray
+
+
+def task_ids(simulator: Simulator) -> IntArray:
+    """Ids of the tasks of the strategy simulated last, ascending."""
+    work, layout = simulator.work, simulator.layout
+    half = int(work.totals[HALF])
+    forward, backward = [], []
+    for o in range(simulator.graph.num_operators):
+        first, first_delivery = int(work.forward_id[o]), int(work.delivery_id[o])
+        parts = np.arange(first, first + layout.num_parts[o], dtype=np.int64)
+        deliveries = np.arange(first_delivery, first_delivery + work.num_deliveries[o], dtype=np.int64)
+        forward += [parts, deliveries]
+        if simulator.graph.has_backward[o]:
+            backward.append(2 * half - 1 - parts)
+        returned = np.array([_returns(simulator, task) for task in deliveries], np.bool_)
+        backward.append(2 * half - 1 - deliveries[returned])
+    first_sync, first_update = int(work.totals[SYNC_ID]), int(work.totals[UPDATE_ID])
+    updates = np.arange(first_update, first_update + simulator.tables.num_devices, dtype=np.int64)
+    rest = [
+        np.arange(first_sync, first_sync + work.totals[NUM_SYNC], dtype=np.int64),
+        updates[work.held_bytes[1] > 0],
+    ]
+    if not simulator.problem.options.overlap_synchronization and simulator.graph.has_backward.any():
+        rest.append(np.array([2 * half], np.int64))
+    return np.sort(np.concatenate([*forward, *backward, *rest]))
+
+
+def timeline(simulator: Simulator, ids: IntArray) -> Timeline:
+    """The tasks with `ids`."""
+    work, num_devices = simulator.work, simulator.tables.num_devices
+    half = int(work.totals[HALF])
+    mirrored = np.where(ids < half, ids, 2 * half - 1 - ids)
+    operator = np.searchsorted(work.forward_id, mirrored, side="right") - 1
+    transfer = mirrored >= work.delivery_id[operator]
+    part = np.where(transfer, work.origin[ids], mirrored - work.forward_id[operator])
+    kind = np.where(transfer, TaskKind.TRANSFER, TaskKind.FORWARD)
+    kind = np.where(ids >= half, kind + 2, kind).astype(np.int64)
+    resource = work.resource[ids]
+    sync, update = ids >= 2 * half, ids >= work.totals[UPDATE_ID]
+    kind[sync] = np.where(resource[sync] < 0, TaskKind.JOIN, TaskKind.SYNCHRONIZATION)
+    kind[update] = TaskKind.UPDATE
+    operator[sync], part[sync] = -1, -1
+    synchronizes = kind == TaskKind.SYNCHRONIZATION
+    operator[synchronizes] = _first_readers(simulator)[work.origin[ids[synchronizes]]]
+    route = resource - num_devices
+    on_route = (route >= 0) & (route < num_devices * num_devices)
+    on_device = (resource >= 0) & (resource < num_devices)
+    return Timeline(
+        kind=kind,
+        operator=operator,
+        part=part,
+        source=np.where(on_device, resource, np.where(on_route, route // num_devices, -1)),
+        target=np.where(on_device, resource, np.where(on_route, route % num_devices, -1)),
+        num_bytes=work.num_bytes[ids],
+        resource=resource.copy(),
+        ready_s=work.ready_s[ids],
+        start_s=work.start_s[ids],
+        finish_s=work.finish_s[ids],
+    )
+
+
+def dependencies(simulator: Simulator, ids: IntArray) -> Dependencies:
+    """The edges between the tasks with `ids`."""
+    work = simulator.work
+    counts = work.successor_end[ids] - work.successor_begin[ids]
+    before = np.repeat(np.arange(len(ids), dtype=np.int64), counts)
+    positions = _ranges(work.successor_begin[ids], counts)
+    return Dependencies(before=before, after=np.searchsorted(ids, work.successors[positions]))
+
+
+def occupations(simulator: Simulator, tasks: Timeline) -> Occupations:
+    """How the tasks occupy links."""
+    tables, plans = simulator.tables, simulator.plans
+    num_devices = tables.num_devices
+    route = tasks.resource - num_devices
+    transfers = np.flatnonzero((route >= 0) & (route < num_devices * num_devices))
+    route = route[transfers]
+    counts = tables.route_offsets[route + 1] - tables.route_offsets[route]
+    moved = np.repeat(transfers, counts)
+    links = tables.route_links[_ranges(tables.route_offsets[route], counts)]
+    sums = np.flatnonzero(tasks.resource >= num_devices + num_devices * num_devices)
+    plan = tasks.resource[sums] - num_devices - num_devices * num_devices
+    used = _ranges(plans.link_begin[plan], plans.num_links[plan])
+    task = np.concatenate([moved, np.repeat(sums, plans.num_links[plan])])
+    return Occupations(
+        task=task,
+        link=np.concatenate([links, plans.links[used]]),
+        start_s=tasks.start_s[task],
+        busy_s=np.concatenate(
+            [tasks.num_bytes[moved] / tables.link_bandwidth_bytes_per_s[links], plans.busy_s[used]]
+        ),
+    )
+
+
+def critical_path(tasks: Timeline, edges: Dependencies, used: Occupations, tables: ClusterTables) -> IntArray:
+    """A chain of tasks that explains the iteration time, first to last.
+
+    Each task starts when the one before it ends (a predecessor) or frees a resource both need.
+    """
+    path = [int(np.argmax(tasks.finish_s))]
+    # Dispatch order is by ready time; ids are ascending, so a stable sort breaks ties by id.
+    rank = np.empty(tasks.num_tasks, np.int64)
+    rank[np.argsort(tasks.ready_s, kind="stable")] = np.arange(tasks.num_tasks)
+    on_device = (tasks.resource >= 0) & (tasks.resource < tables.num_devices)
+    while True:
+        task = path[-1]
+        if tasks.start_s[task] > tasks.ready_s[task]:
+            if on_device[task]:
+                found = np.flatnonzero(tasks.resource == tasks.resource[task])
+                found = found[tasks.finish_s[found] == tasks.start_s[task]]
+            else:
+                shared = np.isin(used.link, used.link[used.task == task])
+                found = used.task[shared & (used.start_s + used.busy_s == tasks.start_s[task])]
+            found = found[rank[found] < rank[task]]
+            path.append(int(found[np.argmax(rank[found])]))
+        else:
+            found = edges.before[edges.after == task]
+            if len(found) == 0:
+                return np.array(path[::-1], np.int64)
+            path.append(int(found[np.argmax(tasks.finish_s[found])]))
+
+
+def _returns(simulator: Simulator, delivery: int) -> bool:
+    """Whether the gradient of a delivery is sent back."""
+    work = simulator.work
+    readers = slice(work.successor_begin[delivery], work.successor_end[delivery])
+    return bool(work.mirrored[readers].any())
+
+
+def _first_readers(simulator: Simulator) -> IntArray:
+    """The first reading operator by plan."""
+    layout = simulator.layout
+    readers = np.zeros(len(simulator.plans.time_s), np.int64)
+    for number, group in enumerate(simulator.index.groups):
+        first = layout.plan_begin[number]
+        readers[first : first + layout.cell_end[number] - layout.cell_begin[number]] = group.readers[0]
+    return readers
+
+
+def _ranges(begin: IntArray, counts: IntArray) -> IntArray:
+    """The indices ``begin[i], ..., begin[i] + counts[i] - 1`` for every i, one after the other."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) - np.repeat(ends - counts - begin, counts)

@@ -1,0 +1,79 @@
+"""Random toy graphs, clusters and strategies."""
+
+import random
+
+from soaprl.cluster.cluster import Cluster
+from soaprl.graph.operators import OperatorGraph
+from soaprl.simulator.problem import Problem, SimulationOptions
+from soaprl.strategy.strategy import OpConfig, Strategy
+from tests.toys import TableCost, ToyBuilder, bus_cluster, node_cluster, toy_type, uniform_cluster
+
+
+def random_graph(rng: random.Random, *, num_operators: int) -> OperatorGraph:
+    builder = ToyBuilder(sample=rng.choice([3, 4, 6]))
+    channel = rng.choice([2, 4, 5])
+    made = [builder.input("x", channel=channel)]
+    weights = [builder.parameter("tied.weight", channel, channel)]
+    for i in range(num_operators):
+        kind = rng.choice(["linear", "linear", "tied", "add", "window"])
+        x = rng.choice(made[-3:])
+        if kind == "linear":
+            made.append(builder.linear(f"op{i}", x, channel))
+        elif kind == "tied":
+            made.append(builder.linear(f"op{i}", x, channel, weight=weights[0]))
+        elif kind == "window":
+            made.append(builder.window(f"op{i}", x, kernel=rng.choice([1, 2, 3])))
+        else:
+            made.append(builder.add(f"op{i}", x, rng.choice(made[-3:])))
+    builder.mean("loss", made[-1], has_backward=rng.random() < 0.9)
+    return builder.build()
+
+
+def random_cluster(rng: random.Random) -> Cluster:
+    bandwidth, latency = rng.choice([1.0, 3.0, 7.0]), rng.choice([0.0, 0.5, 1.0 / 3.0])
+    types = (toy_type("fast"), toy_type("slow", memory_bytes=1 << 12))
+    shape = rng.choice(["uniform", "bus", "nodes"])
+    if shape == "bus":
+        return bus_cluster(3, bandwidth=bandwidth, latency=latency)
+    if shape == "uniform":
+        return uniform_cluster(
+            4, bandwidth=bandwidth, latency=latency, device_types=types, types=tuple(rng.choices([0, 1], k=4))
+        )
+    return node_cluster(2, 2, bandwidth=bandwidth, latency=latency, device_types=types, types=(0, 1, 0, 0))
+
+
+def random_config(rng: random.Random, graph: OperatorGraph, operator: int, num_devices: int) -> OpConfig:
+    factors = graph.operators[operator].factors
+    degrees = tuple(rng.randint(1, min(3, f.max_degree)) for f in factors)
+    count = 1
+    for degree in degrees:
+        count *= degree
+    style = rng.random()
+    if style < 0.3:
+        devices = (rng.randrange(num_devices),) * count
+    elif style < 0.6:
+        devices = tuple(i % num_devices for i in range(count))
+    else:
+        devices = tuple(rng.randrange(num_devices) for _ in range(count))
+    return OpConfig(degrees, devices)
+
+
+def random_strategy(rng: random.Random, graph: OperatorGraph, num_devices: int) -> Strategy:
+    return Strategy(tuple(random_config(rng, graph, o, num_devices) for o in range(len(graph.operators))))
+
+
+def random_problem(rng: random.Random, *, num_operators: int) -> Problem:
+    graph = random_graph(rng, num_operators=num_operators)
+    # Thirds make rounding errors, whole numbers make ties.
+    unit = rng.choice([1.0, 1.0 / 3.0])
+    forward = {op.name: rng.choice([0.0, 1.0, 2.0, 5.0]) * unit for op in graph.operators}
+    backward = {op.name: rng.choice([0.0, 1.0, 3.0]) * unit for op in graph.operators}
+    cost = TableCost(
+        forward=forward, backward=backward, update_s_per_byte=rng.choice([0.0, 0.25]), slowness={"slow": 2.5}
+    )
+    options = SimulationOptions(
+        optimizer=rng.choice(["adam", "momentum", "sgd"]),
+        paper=rng.random() < 0.3,
+        overlap_synchronization=rng.random() < 0.7,
+    )
+    return Problem(graph=graph, cluster=random_cluster(rng), cost=cost, options=options)

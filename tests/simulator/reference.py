@@ -1,0 +1,403 @@
+"""A slow simulator in plain Python, written from the specification: the oracle of the compiled one.
+
+Tasks are objects in dictionaries, all pairs of boxes are compared, the queue is `heapq`. Only the closed form
+of an all-reduce is shared with the compiled simulator; it has tests of its own.
+"""
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from soaprl.cluster.tables import cluster_tables
+from soaprl.cost.model import Shard
+from soaprl.cost.transfers import all_reduce, collective_scratch
+from soaprl.graph.factors import num_parts, part_box
+from soaprl.graph.operators import Access, TensorRole, evaluate_terms
+from soaprl.simulator.problem import Problem
+from soaprl.strategy.strategy import Strategy
+
+Box = tuple[tuple[int, int], ...]
+Key = tuple[Any, ...]
+
+
+@dataclass
+class Task:
+    key: Key
+    duration: float = 0.0
+    device: int = -1
+    route: tuple[int, int] | None = None
+    links: list[tuple[int, float]] = field(default_factory=list)
+    num_bytes: int = 0
+    before: set[Key] = field(default_factory=set)
+    ready: float = 0.0
+    start: float = -1.0
+    finish: float = -1.0
+
+
+@dataclass
+class Delivery:
+    """One transfer of one box of one output part to one device."""
+
+    key: Key
+    source: int
+    target: int
+    num_bytes: int
+    readers: list[tuple[int, int]] = field(default_factory=list)
+    gradients: list[tuple[int, int]] = field(default_factory=list)
+    savers: list[int] = field(default_factory=list)
+
+
+class Reference:
+    """Simulates on construction; then `time`, `tasks` in sequence order, `peaks`, `moved`."""
+
+    def __init__(self, problem: Problem, strategy: Strategy) -> None:
+        self.problem, self.graph, self.cluster = problem, problem.graph, problem.cluster
+        self.strategy = strategy
+        self.tasks: dict[Key, Task] = {}
+        self.deliveries: list[Delivery] = []
+        self.local: list[tuple[int, int, int, int, int, bool, bool]] = []
+        self.held = [[0, 0] for _ in self.cluster.devices]
+        self.update_s = [0.0] * self.cluster.num_devices
+        self.moved = [0, 0, 0]
+        self._compute_tasks()
+        self._find_readings()
+        self._forward_and_backward_edges()
+        self._synchronize()
+        order = self._order()
+        self.time = self._run(order)
+        self.order = order
+        self.peaks = self._memory()
+
+    # Geometry.
+
+    def boxes(self, o: int, access: Access) -> list[Box]:
+        op, config = self.graph.operators[o], self.strategy.configs[o]
+        found = []
+        for part in range(num_parts(config.degrees)):
+            box = part_box(op.extents, config.degrees, part)
+            found.append(
+                tuple(s.interval(*box[s.factor]) if s.factor >= 0 else s.interval(0, 0) for s in access.spans)
+            )
+        return found
+
+    def device(self, o: int, part: int) -> int:
+        return self.strategy.configs[o].devices[part]
+
+    def parts(self, o: int) -> range:
+        return range(self.strategy.configs[o].num_tasks)
+
+    # Tasks.
+
+    def _compute_tasks(self) -> None:
+        for o, op in enumerate(self.graph.operators):
+            accesses = (*op.inputs, *op.parameters, *op.outputs)
+            boxes = [self.boxes(o, a) for a in accesses]
+            for p in self.parts(o):
+                sizes = [
+                    elements(b[p]) * self.graph.tensors[a.tensor].itemsize
+                    for a, b in zip(accesses, boxes, strict=True)
+                ]
+                i, j = len(op.inputs), len(op.inputs) + len(op.parameters)
+                extents = tuple(
+                    hi - lo for lo, hi in part_box(op.extents, self.strategy.configs[o].degrees, p)
+                )
+                shard = Shard(
+                    extents=extents,
+                    input_bytes=tuple(sizes[:i]),
+                    parameter_bytes=tuple(sizes[i:j]),
+                    output_bytes=tuple(sizes[j:]),
+                )
+                device = self.device(o, p)
+                kind = self.cluster.device_types[self.cluster.devices[device].type]
+                time = self.problem.cost.task_time(self.graph, op, shard, kind)
+                self.tasks["f", o, 0, p] = Task(("f", o, 0, p), time.forward_s, device)
+                if op.has_backward:
+                    self.tasks["b", o, 0, p] = Task(("b", o, 0, p), time.backward_s, device)
+                    self.tasks["b", o, 0, p].before.add(("f", o, 0, p))
+
+    def _find_readings(self) -> None:
+        """All (producing part, reading part) pairs, each with its box."""
+        for o, op in enumerate(self.graph.operators):
+            for k, out in enumerate(op.outputs):
+                itemsize = self.graph.tensors[out.tensor].itemsize
+                written = self.boxes(o, out)
+                found: dict[Key, Delivery] = {}
+                for c, position in self.graph.consumers[out.tensor]:
+                    reader = self.graph.operators[c]
+                    access = reader.inputs[position]
+                    read = self.boxes(c, access)
+                    gradient = access.gradient and reader.has_backward and op.has_backward
+                    saved = access.saved and reader.has_backward
+                    for p, q in product(self.parts(o), self.parts(c)):
+                        box = common(written[p], read[q])
+                        if elements(box) == 0:
+                            continue
+                        source, target = self.device(o, p), self.device(c, q)
+                        if source == target:
+                            self.local.append((o, k, p, c, q, gradient, saved))
+                            continue
+                        key = ("t", o, 1, p, k, c, position, q)
+                        delivery = found.setdefault(
+                            (p, target, box), Delivery(key, source, target, elements(box) * itemsize)
+                        )
+                        delivery.readers.append((c, q))
+                        if gradient:
+                            delivery.gradients.append((c, q))
+                        if saved:
+                            delivery.savers.append(c)
+                self.deliveries += found.values()
+
+    def _transfer(self, key: Key, source: int, target: int, num_bytes: int) -> Task:
+        route = self.cluster.routes[source][target]
+        latency = 0.0
+        if not self.problem.options.paper:
+            for link in route:
+                latency += self.cluster.links[link].latency_s
+        narrowest = min(self.cluster.links[link].bandwidth_bytes_per_s for link in route)
+        links = [(i, num_bytes / self.cluster.links[i].bandwidth_bytes_per_s) for i in route]
+        task = Task(
+            key, latency + num_bytes / narrowest, route=(source, target), links=links, num_bytes=num_bytes
+        )
+        self.tasks[key] = task
+        return task
+
+    def _forward_and_backward_edges(self) -> None:
+        for o, _, p, c, q, gradient, _ in self.local:
+            self.tasks["f", c, 0, q].before.add(("f", o, 0, p))
+            if gradient:
+                self.tasks["b", o, 0, p].before.add(("b", c, 0, q))
+        for d in self.deliveries:
+            _, o, _, p = d.key[:4]
+            self._transfer(d.key, d.source, d.target, d.num_bytes).before.add(("f", o, 0, p))
+            self.moved[0] += d.num_bytes
+            for c, q in d.readers:
+                self.tasks["f", c, 0, q].before.add(d.key)
+            if d.gradients:
+                back = ("g", *d.key[1:])
+                task = self._transfer(back, d.target, d.source, d.num_bytes)
+                self.moved[1] += d.num_bytes
+                task.before |= {("b", c, 0, q) for c, q in d.gradients}
+                self.tasks["b", o, 0, p].before.add(back)
+
+    # Synchronization.
+
+    def _cells(self) -> list[tuple[int, int, list[tuple[int, int]], list[tuple[int, int]], bool]]:
+        """(group, bytes, holding tasks, contributing tasks, trainable) in order."""
+        readers: dict[int, list[tuple[int, Access]]] = defaultdict(list)
+        for o, op in enumerate(self.graph.operators):
+            for access in op.parameters:
+                if self.graph.tensors[access.tensor].role is TensorRole.PARAMETER:
+                    readers[access.tensor].append((o, access))
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for tensor in sorted(readers):
+            groups[tuple(sorted({o for o, _ in readers[tensor]}))].append(tensor)
+        cells = []
+        for number, group in enumerate(sorted(groups)):
+            merged: dict[Key, int] = {}
+            for tensor in groups[group]:
+                stored = self.graph.tensors[tensor]
+                for index in product(*(range(n) for n in stored.refined_shape)):
+                    holding, giving = set(), set()
+                    for o, access in readers[tensor]:
+                        for p, box in enumerate(self.boxes(o, access)):
+                            if all(lo <= i < hi for i, (lo, hi) in zip(index, box, strict=True)):
+                                holding.add((o, p))
+                                if access.gradient and self.graph.operators[o].has_backward:
+                                    giving.add((o, p))
+                    if holding:
+                        key = (
+                            tuple(sorted(holding)),
+                            tuple(sorted(giving)),
+                            stored.requires_grad and bool(giving),
+                        )
+                        merged[key] = merged.get(key, 0) + stored.itemsize
+            cells += [(number, size, list(h), list(g), t) for (h, g, t), size in merged.items()]
+        return cells
+
+    def _synchronize(self) -> None:
+        options = self.problem.options
+        everything = {key for key in self.tasks if key[0] == "b"}
+        if not options.overlap_synchronization and everything:
+            self.tasks[("s", -1)] = Task(("s", -1), before=everything)
+        waits: dict[int, set[Key]] = defaultdict(set)
+        for number, (_, size, holding, giving, trainable) in enumerate(self._cells()):
+            holders = sorted({self.device(o, p) for o, p in holding})
+            for h in holders:
+                self.held[h][0] += size
+            if not trainable:
+                continue
+            backward: dict[int, set[Key]] = defaultdict(set)
+            for o, p in giving:
+                backward[self.device(o, p)].add(("b", o, 0, p))
+            for h in holders:
+                self.held[h][1] += size
+                kind = self.cluster.device_types[self.cluster.devices[h].type]
+                self.update_s[h] += self.problem.cost.update_time(size, kind)
+            if len(holders) == 1:
+                waits[holders[0]] |= backward[holders[0]]
+                continue
+            if not options.overlap_synchronization:
+                backward = {h: {("s", -1)} for h in backward}
+            if options.paper:
+                self._exchange(number, size, holders, self.device(*holding[0]), backward, waits)
+            else:
+                self._all_reduce(number, size, holders, backward, waits)
+        for device in sorted(waits):
+            key = ("u", device)
+            self.tasks[key] = Task(key, self.update_s[device], device, before=waits[device])
+
+    def _all_reduce(
+        self,
+        number: int,
+        size: int,
+        holders: list[int],
+        backward: dict[int, set[Key]],
+        waits: dict[int, set[Key]],
+    ) -> None:
+        tables = cluster_tables(self.cluster, paper=self.problem.options.paper)
+        links, busy = np.zeros(len(self.cluster.links), np.int64), np.zeros(len(self.cluster.links))
+        time, count, _ = all_reduce(
+            tables,
+            collective_scratch(tables),
+            np.array(holders, np.int64),
+            len(holders),
+            float(size),
+            links,
+            busy,
+        )
+        key = ("s", number, 0)
+        used = list(zip(links[:count].tolist(), busy[:count].tolist(), strict=True))
+        self.tasks[key] = Task(key, time, links=used, num_bytes=size, before=set().union(*backward.values()))
+        self.moved[2] += 2 * (len(holders) - 1) * size
+        for h in holders:
+            waits[h].add(key)
+
+    def _exchange(
+        self,
+        number: int,
+        size: int,
+        holders: list[int],
+        root: int,
+        backward: dict[int, set[Key]],
+        waits: dict[int, set[Key]],
+    ) -> None:
+        join = ("s", number, 1)
+        self.tasks[join] = Task(join, before=set(backward.get(root, set())))
+        if not self.problem.options.overlap_synchronization:
+            self.tasks[join].before.add(("s", -1))
+        waits[root].add(join)
+        for h in holders:
+            if h == root:
+                continue
+            if h in backward:
+                self._transfer(("s", number, 0, h), h, root, size).before |= backward[h]
+                self.tasks[join].before.add(("s", number, 0, h))
+                self.moved[2] += size
+            self._transfer(("s", number, 2, h), root, h, size).before.add(join)
+            self.moved[2] += size
+            waits[h].add(("s", number, 2, h))
+
+    # Schedule.
+
+    def _order(self) -> list[Task]:
+        """All tasks by sequence number."""
+        forward = sorted(k for k in self.tasks if k[0] in "ft")
+        forward.sort(key=lambda k: k[1:])
+        backward = [("b" if k[0] == "f" else "g", *k[1:]) for k in reversed(forward)]
+        rest = sorted(k for k in self.tasks if k[0] in "su")
+        keys = forward + [k for k in backward if k in self.tasks] + rest
+        assert len(keys) == len(self.tasks)
+        return [self.tasks[k] for k in keys]
+
+    def _run(self, order: list[Task]) -> float:
+        number = {task.key: i for i, task in enumerate(order)}
+        missing = {task.key: len(task.before) for task in order}
+        after: dict[Key, list[Task]] = defaultdict(list)
+        for task in order:
+            for key in task.before:
+                after[key].append(task)
+        device_free = [0.0] * self.cluster.num_devices
+        link_free = [0.0] * len(self.cluster.links)
+        heap = [(0.0, i) for i, task in enumerate(order) if not task.before]
+        heapq.heapify(heap)
+        end, done = 0.0, 0
+        while heap:
+            task = order[heapq.heappop(heap)[1]]
+            done += 1
+            frees = [link_free[i] for i, _ in task.links] + (
+                [device_free[task.device]] if task.device >= 0 else []
+            )
+            task.start = max([task.ready, *frees])
+            task.finish = task.start + task.duration
+            for i, busy in task.links:
+                link_free[i] = task.start + busy
+            if task.device >= 0:
+                device_free[task.device] = task.finish
+            end = max(end, task.finish)
+            for successor in after[task.key]:
+                successor.ready = max(successor.ready, task.finish)
+                missing[successor.key] -= 1
+                if missing[successor.key] == 0:
+                    heapq.heappush(heap, (successor.ready, number[successor.key]))
+        assert done == len(order)
+        return end
+
+    # Memory.
+
+    def _memory(self) -> list[int]:
+        """Peak of each device in program order, item by item and step by step."""
+        last = 2 * len(self.graph.operators) - 1
+        live = [[0] * (last + 1) for _ in self.cluster.devices]
+
+        def hold(device: int, first: int, end: int, num_bytes: int) -> None:
+            for step in range(first, end + 1):
+                live[device][step] += num_bytes
+
+        for o, op in enumerate(self.graph.operators):
+            for k, out in enumerate(op.outputs):
+                size = self.graph.tensors[out.tensor].itemsize
+                for p, box in enumerate(self.boxes(o, out)):
+                    here = [x for x in self.local if x[:3] == (o, k, p)]
+                    there = [d for d in self.deliveries if d.key[1] == o and d.key[3] == p and d.key[4] == k]
+                    savers = [x[3] for x in here if x[6]] + ([o] if out.saved and op.has_backward else [])
+                    readers = [x[3] for x in here] + [c for d in there for c, _ in d.readers]
+                    end = last - min(savers) if savers else max([o, *readers])
+                    hold(self.device(o, p), o, end, elements(box) * size)
+                    gradients = [x[3] for x in here if x[5]] + [c for d in there for c, _ in d.gradients]
+                    if gradients:
+                        hold(self.device(o, p), last - max(gradients), last - o, elements(box) * size)
+            for position, access in enumerate((*op.inputs, *op.buffers)):
+                tensor = self.graph.tensors[access.tensor]
+                if tensor.role is TensorRole.ACTIVATION:
+                    continue
+                kept = position < len(op.inputs) and access.saved and op.has_backward
+                for p, box in enumerate(self.boxes(o, access)):
+                    hold(self.device(o, p), o, last - o if kept else o, elements(box) * tensor.itemsize)
+            if op.has_backward:
+                for p in self.parts(o):
+                    box = part_box(op.extents, self.strategy.configs[o].degrees, p)
+                    extra = evaluate_terms(op.internal_saved_bytes, tuple(hi - lo for lo, hi in box))
+                    hold(self.device(o, p), o, last - o, round(extra))
+        for d in self.deliveries:
+            readers = [c for c, _ in d.readers]
+            hold(d.target, min(readers), last - min(d.savers) if d.savers else max(readers), d.num_bytes)
+            if d.gradients:
+                givers = [c for c, _ in d.gradients]
+                hold(d.target, last - max(givers), last - min(givers), d.num_bytes)
+        state = self.problem.options.state_per_parameter_byte
+        return [max(steps) + h[0] + (1 + state) * h[1] for steps, h in zip(live, self.held, strict=True)]
+
+
+def elements(box: Box) -> int:
+    count = 1
+    for lo, hi in box:
+        count *= max(0, hi - lo)
+    return count
+
+
+def common(a: Box, b: Box) -> Box:
+    return tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b, strict=True))
