@@ -15,7 +15,7 @@ from soaprl.graph.operators import Call, Operator, Tensor, TensorRole
 from soaprl.graph.program import Program
 from soaprl.graph.refine import refine
 from soaprl.graph.resolve import Resolved, first_pieces, stored, viewed
-from soaprl.graph.rules.base import Node, Rule, RuleResult, RuleTable, ValueRef, View
+from soaprl.graph.rules.base import Node, Reshape, Rule, RuleResult, RuleTable, ValueRef, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,7 @@ class _Lowering:
         """Resolves a view; where it is not a mere renaming, or views are kept, makes a call of it."""
         values = self.program.values
         single = replace(node, results=(view.result,), kwargs=())
-        if view.result in self.refinement.broken_views:
+        if view.result in self.refinement.broken_views or self.is_constant_slice(view):
             rule, target, args = broken_view_call(view, values)
             single = replace(single, target=target, args=args)
             pieces = {
@@ -148,6 +148,15 @@ class _Lowering:
             rule = copy_rule(values[view.result], self.context.dims(view.result))
             single = replace(single, target="soaprl.copy", args=(ValueRef(view.result),))
             self.add_call(single, rule, {label.name: (label.extent,) for label in rule.labels})
+
+    def is_constant_slice(self, view: View) -> bool:
+        """Whether a view takes a part of a constant; calls that make constants read whole tensors alone."""
+        shape = self.program.values[view.source].shape
+        return (
+            self.is_constant((view.result,))
+            and not isinstance(view, Reshape)
+            and any(dim.length < extent for dim, extent in zip(view.dims, shape, strict=True))
+        )
 
     def add_call(self, node: Node, rule: Rule, pieces: Pieces) -> None:
         arguments = node.tensor_arguments()
