@@ -44,13 +44,14 @@ class Called:
         return tuple(label.name for label in self.rule.labels if label.splittable)
 
     def flops(self) -> float:
-        return _total(self.rule.forward_flops, self.extents)
+        return total(self.rule.forward_flops, self.extents)
 
     def gradient_flops(self, argument: int) -> float:
-        return _total(self.rule.gradient_flops[argument], self.extents)
+        return total(self.rule.gradient_flops[argument], self.extents)
 
 
-def _total(terms: tuple[Work, ...], extents: dict[str, int]) -> float:
+def total(terms: tuple[Work, ...], extents: dict[str, int]) -> float:
+    """The value of a work formula."""
     total = 0.0
     for term in terms:
         product = term.coefficient
@@ -94,6 +95,33 @@ def call(target: str, *args: object, **kwargs: object) -> Called:
     return Called(
         node=node, values=values, tensors=tuple(tensors), result=default_rules().apply(node, values)
     )
+
+
+def two_calls(
+    logits: torch.Tensor, target: torch.Tensor
+) -> tuple[tuple[Node, tuple[Value, ...]], tuple[Node, tuple[Value, ...]]]:
+    """The two calls that capture makes of a mean cross-entropy with class indices."""
+    rows = logits.logsumexp(1)
+    tensors = (logits, rows, target, logits.sum())
+    values = tuple(_value(f"v{k}", t, activation=k in (1, 3)) for k, t in enumerate(tensors))
+    first = Node(
+        name="loss",
+        target="soaprl.log_sum_exp",
+        module="",
+        args=(ValueRef(0), 1),
+        kwargs=(),
+        results=(1,),
+    )
+    arguments = (ValueRef(0), ValueRef(1), ValueRef(2), None, 1, 1, -100, 0.0)
+    second = Node(
+        name="loss#2",
+        target="soaprl.nll_from_log_sum_exp",
+        module="",
+        args=arguments,
+        kwargs=(),
+        results=(3,),
+    )
+    return (first, values), (second, values)
 
 
 def _argument(argument: object, tensors: list[torch.Tensor]) -> NodeArgument:
@@ -390,6 +418,7 @@ def _losses(real: Make, ids: Make) -> list[Case]:
         ("aten.l1_loss.default", (x, y, 2), {}),
         ("aten.smooth_l1_loss.default", (x, y), {}),
         ("aten.huber_loss.default", (x, y, 0), {}),
+        ("aten.hinge_embedding_loss.default", (x, y.sign(), 1.0, 0), {}),
         ("aten.kl_div.default", (x, y.sigmoid(), 0), {}),
         ("aten.binary_cross_entropy.default", (x.sigmoid(), y.sigmoid(), None, 0), {}),
         ("aten.binary_cross_entropy_with_logits.default", (x, y.sigmoid(), None, real(5), 0), {}),

@@ -194,27 +194,17 @@ def _transposed_window(label: str, *, kernel: int, stride: int, padding: int, di
 
 
 def im2col(node: Node, values: tuple[Value, ...]) -> Rule | None:
-    """``x[n, c, win(h), win(w)] -> y[n, c * tap, h * w]``: the windows of a convolution, side by side."""
+    """``x[n, c, :, :] -> y[n, c * tap, position]``: the windows of a convolution, side by side."""
     (x,), (y,) = arguments(node, values), results(node, values)
-    kernels, dilations, paddings, strides = (
-        integers(node.argument(1 + p, name), 2)
-        for p, name in enumerate(("kernel_size", "dilation", "padding", "stride"))
-    )
-    if kernels is None or dilations is None or paddings is None or strides is None or len(x.shape) != 4:
+    if len(x.shape) != 4 or len(y.shape) != 3 or y.shape[1] % x.shape[1]:
         return None
-    spatial = [
-        (extent + 2 * p - d * (k - 1) - 1) // s + 1
-        for extent, k, d, p, s in zip(x.shape[2:], kernels, dilations, paddings, strides, strict=True)
-    ]
-    names_of = ("sample", "channel", "tap", "height", "width")
-    extents = (*x.shape[:2], prod(kernels), *spatial)
-    labels = tuple(
-        Label(name=n, extent=e, splittable=n != "tap") for n, e in zip(names_of, extents, strict=True)
+    labels = (
+        Label(name="sample", extent=x.shape[0]),
+        Label(name="channel", extent=x.shape[1]),
+        Label(name="tap", extent=y.shape[1] // x.shape[1], splittable=False),
+        Label(name="position", extent=y.shape[2], splittable=False),
     )
-    windows = (
-        window(n, kernel=k, stride=s, padding=p, dilation=d)
-        for n, k, s, p, d in zip(names_of[3:], kernels, strides, paddings, dilations, strict=True)
-    )
-    operand = Operand(value=x, dims=(plain("sample"), plain("channel"), *windows), gradient=each(1, labels))
-    result = (plain("sample"), product("channel", "tap"), product("height", "width"))
+    sample, channel = plain("sample"), plain("channel")
+    operand = Operand(value=x, dims=(sample, channel, WHOLE, WHOLE), gradient=each(1, labels))
+    result = (sample, product("channel", "tap"), plain("position"))
     return build(node, values, labels=labels, operands=[operand], result_dims=[result])

@@ -52,6 +52,7 @@ _KINDS = (
     _Kind(name="l1_loss", keeps_difference=True),
     _Kind(name="smooth_l1_loss", flops=5.0),
     _Kind(name="huber_loss", flops=5.0),
+    _Kind(name="hinge_embedding_loss", reduction_position=3),
     _Kind(name="soft_margin_loss", flops=2 * TRANSCENDENTAL_FLOPS),
     _Kind(name="kl_div", flops=TRANSCENDENTAL_FLOPS + 3),
     _Kind(name="binary_cross_entropy", reduction_position=3, flops=2 * TRANSCENDENTAL_FLOPS + 5),
