@@ -101,7 +101,7 @@ class ProgressReport:
 class Progress(Protocol):
     """Is told now and then where a search stands."""
 
-    def __call__(self, report: ProgressReport) -> None:
+    def __call__(self, report: ProgressReport, /) -> None:
         """Called a few times a second at most."""
         ...
 
