@@ -277,7 +277,7 @@ def test_what_a_rule_does_not_cover_is_none() -> None:
     assert call("aten.linalg_inv.default", torch.eye(4)).result is None
 
 
-# Kernels that PyTorch has for accelerators alone keep other tensors than what stands in for them on a CPU, and
+# Kernels for accelerators alone keep other tensors than what stands in for them on a CPU, and
 # compositions of calls keep copies and intermediate results.
 _KEPT_OTHERWISE = (
     "aten.hinge_embedding_loss",
