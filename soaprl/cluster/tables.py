@@ -9,7 +9,6 @@ from soaprl.cluster.cluster import Cluster
 
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float64]
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 # Start of a collective before its first step: NCCL's ring algorithm, low-latency protocol (published in
 # its tuning table, 6.6 us; its other protocols start in 8.4 and 14 us).
@@ -31,7 +30,8 @@ class ClusterTables(NamedTuple):
         link_latency_s: Shape [L].
         device_node: Shape [D]; node of each device, numbered from 0 without gaps.
         device_type: Shape [D]; index of each device's type.
-        node_mesh: Shape [number of nodes]; whether each pair of the node's devices has a link of its own.
+        device_mesh: Shape [D]; devices with the same number are in one node, and each pair of them has a link
+            of its own in each direction.
         collective_base_s: Time from the start of a collective to its first step.
     """
 
@@ -44,7 +44,7 @@ class ClusterTables(NamedTuple):
     link_latency_s: FloatArray
     device_node: IntArray
     device_type: IntArray
-    node_mesh: BoolArray
+    device_mesh: IntArray
     collective_base_s: float
 
 
@@ -74,7 +74,7 @@ def cluster_tables(cluster: Cluster, *, paper: bool = False) -> ClusterTables:
         link_latency_s=latency,
         device_node=device_node,
         device_type=np.array([device.type for device in cluster.devices], np.int64),
-        node_mesh=_mesh_nodes(lengths, route_links, offsets, device_node),
+        device_mesh=_meshes(cluster),
         collective_base_s=0.0 if paper else COLLECTIVE_BASE_S,
     )
 
@@ -88,15 +88,26 @@ def _route_reduce(function: np.ufunc, values: FloatArray, offsets: IntArray, emp
     return reduced
 
 
-def _mesh_nodes(
-    lengths: IntArray, route_links: IntArray, offsets: IntArray, device_node: IntArray
-) -> BoolArray:
-    """For each node, whether its devices are fully connected by links that no other pair uses."""
-    num_devices = len(device_node)
-    mesh = np.zeros(int(device_node.max()) + 1, np.bool_)
-    for node in range(len(mesh)):
-        members = np.flatnonzero(device_node == node)
-        pairs = np.array([i * num_devices + j for i in members for j in members if i != j], np.int64)
-        direct = len(pairs) > 0 and bool((lengths[pairs] == 1).all())
-        mesh[node] = direct and len(np.unique(route_links[offsets[pairs]])) == len(pairs)
-    return mesh
+def _meshes(cluster: Cluster) -> IntArray:
+    """For each device the number of its mesh: it joins the first of its node to which it is fully linked."""
+    meshes: list[list[int]] = []
+    numbers = np.zeros(cluster.num_devices, np.int64)
+    start = 0  # the first mesh of the node: devices are grouped by node
+    for i, device in enumerate(cluster.devices):
+        if i == 0 or cluster.devices[i - 1].node != device.node:
+            start = len(meshes)
+        for number in range(start, len(meshes)):
+            if _fully_linked(cluster, [*meshes[number], i]):
+                meshes[number].append(i)
+                numbers[i] = number
+                break
+        else:
+            numbers[i] = len(meshes)
+            meshes.append([i])
+    return numbers
+
+
+def _fully_linked(cluster: Cluster, devices: list[int]) -> bool:
+    """Whether each ordered pair has a route of one link that no other pair uses."""
+    routes = [cluster.routes[i][j] for i in devices for j in devices if i != j]
+    return all(len(route) == 1 for route in routes) and len(set(routes)) == len(routes)

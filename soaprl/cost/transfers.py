@@ -13,7 +13,7 @@ pieces that follow each other, so phases on different links overlap and the busi
 Algorithms, for n devices and s bytes (n = m * k for m devices in each of k nodes):
 
 - *ring*, in device order: 2(n-1) rounds, each sends s / n to the next device. Implemented in `_ring`.
-- *mesh*, where each pair of a node's devices has a link of its own: 2 rounds, each sends s / n to every
+- *mesh*, where each pair of devices has a link of its own: 2 rounds, each sends s / n to every
   other device; the bandwidth that several rings over disjoint links reach. Implemented in `_mesh`.
 - *hierarchical*: reduce-scatter in each node (ring or mesh), a ring over the nodes for each of the m local
   ranks with s / m bytes, all-gather in each node. Implemented in `_hierarchical`.
@@ -105,11 +105,13 @@ def _ring(
     One pass is a reduce-scatter or an all-gather of `num_bytes`, two are an all-reduce.
     """
     rounds = passes * (size - 1)
+    sent = rounds * num_bytes / size
     slowest = 0.0
+    source = members[first + (size - 1) * stride]
     for i in range(size):
-        source = members[first + i * stride]
-        target = members[first + (i + 1) % size * stride]
-        slowest = max(slowest, _send(tables, scratch, row, source, target, rounds * num_bytes / size))
+        target = members[first + i * stride]
+        slowest = max(slowest, _send(tables, scratch, row, source, target, sent))
+        source = target
     return rounds * slowest
 
 
@@ -135,6 +137,15 @@ def _mesh(
 
 
 @filling_kernel
+def _is_mesh(tables: ClusterTables, members: IntArray, first: int, size: int) -> bool:
+    """Whether each pair of `size` members from `first` on has a link of its own."""
+    for i in range(first + 1, first + size):
+        if tables.device_mesh[members[i]] != tables.device_mesh[members[first]]:
+            return False
+    return True
+
+
+@filling_kernel
 def _hierarchical(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -148,7 +159,7 @@ def _hierarchical(
     """Scatter in each node, rings over the nodes, gather in each node; returns the latency."""
     inside = 0.0
     for first in range(0, num_members, per_node):
-        if tables.node_mesh[tables.device_node[members[first]]]:
+        if _is_mesh(tables, members, first, per_node):
             latency = _mesh(tables, scratch, row, members, first, per_node, num_bytes, passes)
         else:
             latency = _ring(tables, scratch, row, members, first, 1, per_node, num_bytes, passes)
@@ -257,7 +268,7 @@ def _offered(
 ) -> bool:
     """Whether `algorithm` can run the collective."""
     if algorithm == _MESH:
-        return per_node == num_members and tables.node_mesh[tables.device_node[members[0]]]
+        return _is_mesh(tables, members, 0, num_members)
     if algorithm == _HIERARCHICAL:
         return 1 < per_node < num_members
     return True

@@ -24,18 +24,18 @@ def test_tables_hold_the_same_routes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"),
+    ("name", "meshes"),
     [
-        ("p100-2x4", True),
-        ("v100-1x4", True),
-        ("p100-1x8", False),
-        ("a100-1x4", False),
-        ("k80-1x4", False),
-        ("p100-2x1", False),
+        ("p100-2x4", [0, 0, 0, 0, 1, 1, 1, 1]),
+        ("v100-1x3", [0, 0, 0]),
+        ("p100-1x8", [0, 0, 0, 0, 1, 1, 1, 1]),  # the quads of the cube mesh
+        ("a100-1x4", [0, 1, 2, 3]),  # ports are shared
+        ("k80-1x2", [0, 1]),
+        ("p100-2x1", [0, 1]),
     ],
 )
-def test_meshes_are_nodes_with_a_link_for_each_pair(name: str, mesh: bool) -> None:
-    assert set(cluster_tables(cluster_from_name(name)).node_mesh) == {mesh}
+def test_meshes_are_devices_with_a_link_for_each_pair(name: str, meshes: list[int]) -> None:
+    assert cluster_tables(cluster_from_name(name)).device_mesh.tolist() == meshes
 
 
 def test_the_paper_knows_no_latencies() -> None:

@@ -119,6 +119,14 @@ def test_every_pair_of_a_mesh_works_at_once() -> None:
     assert len(collective.busy_s) == 12
 
 
+def test_a_quad_of_a_cube_mesh_is_a_mesh() -> None:
+    tables = paper(cluster_from_name("p100-1x8"))
+    quad = all_reduce_time(tables, [4, 5, 6, 7], 18.3 * GB)
+    assert quad.algorithm == "mesh"
+    assert quad.time_s == pytest.approx(2 / 4)
+    assert all_reduce_time(tables, [2, 3, 4, 5], 18.3 * GB).algorithm != "mesh"
+
+
 def test_hierarchical_beats_the_ring_where_each_device_has_a_nic() -> None:
     nodes, per_node, port, nic = 4, 8, 300 * GB, 25 * GB
     cluster = switched(nodes, per_node, port=port, nic=nic)
