@@ -1,6 +1,12 @@
-"""How functions over flat arrays are compiled."""
+"""How functions over flat arrays are compiled, and how their compiled forms are kept.
+
+Numba keeps what it compiled beside the source and compiles anew when that file changes, but not when a file
+changes whose functions were inlined. `drop_stale_kernels` closes that gap: it runs when this module is
+imported, before any kernel is.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -28,3 +34,21 @@ def filling_kernel(function: Callable[P, R]) -> Callable[P, R]:
     without_counts: dict[str, Any] = {"_nrt": False}
     compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **without_counts)(function)
     return cast("Callable[P, R]", compiled)
+
+
+def drop_stale_kernels(package: Path) -> int:
+    """Deletes what was compiled before the newest change of a source file; returns the number of files.
+
+    Args:
+        package: The folder of the `soaprl` package; its parts with kernels are looked at.
+    """
+    folders = [package / part for part in ("cost", "simulator", "cluster")]
+    newest = max((path.stat().st_mtime for folder in folders for path in folder.glob("*.py")), default=0.0)
+    compiled = [path for folder in folders for path in (folder / "__pycache__").glob("*.nb[ci]")]
+    stale = [path for path in compiled if path.stat().st_mtime < newest]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+drop_stale_kernels(Path(__file__).parents[1])

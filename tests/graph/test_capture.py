@@ -95,6 +95,29 @@ def test_cross_entropy_can_be_split_by_class() -> None:
     assert any(f.kind is FactorKind.SAMPLE for f in loss.factors)
 
 
+class Bags(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(30, 16, mode=mode)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.bag(ids).square().mean()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_of_equal_length_split_by_sample(mode: str) -> None:
+    def factory(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return Bags(mode), (torch.zeros(batch, 7, dtype=torch.long),)
+
+    graph = graph_from_factory(factory, 4, name="bags")
+    lookup, reduced = graph.operators[:2]
+    assert [(f.name, f.extent) for f in lookup.factors] == [
+        ("sample", 4), ("dim1", 7), ("channel", 16), ("vocabulary", 30)
+    ]  # fmt: skip
+    assert reduced.kind == mode
+    assert [f.kind for f in reduced.factors if f.extent == 7] == [FactorKind.REDUCTION]
+
+
 class ConvBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()

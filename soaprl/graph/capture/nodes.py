@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from soaprl.errors import CaptureError
-from soaprl.graph.capture.losses import expand_cross_entropy
+from soaprl.graph.capture.expand import expand
 from soaprl.graph.operators import TensorRole
 from soaprl.graph.program import Program
 from soaprl.graph.rules.base import Node, NodeArgument, Value, ValueRef
@@ -50,7 +50,7 @@ def import_program(
         if node.op == "call_function":
             importer.add_call(node)
     loss = importer.loss()
-    nodes = expand_cross_entropy(importer.nodes, importer.values)
+    nodes = expand(importer.nodes, importer.values)
     nodes = _named(_needed(nodes, loss))
     return Program(
         name=name,
