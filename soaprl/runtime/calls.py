@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-
 from torch import Tensor
 
 from soaprl.errors import GraphError
@@ -37,10 +36,16 @@ class LocalCall:
     lead: bool
     seed: int
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 (whatever the schema says)
+    def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def get(self, name: str) -> Any:  # noqa: ANN401 (whatever the schema says)
+    def local(self, name: str) -> Tensor:
+        """The tensor argument called `name`."""
+        tensor = self.arguments[name]
+        assert isinstance(tensor, Tensor), f"{name} of {self.target} is {type(tensor).__name__}"
+        return tensor
+
+    def get(self, name: str) -> Any:
         """The argument called `name`, or None where the schema has none of that name."""
         return self.arguments.get(name)
 
@@ -75,7 +80,7 @@ def tensor_dims(arguments: Iterable[Any]) -> Iterator[LocalDims]:
             yield from tensor_dims(argument)
 
 
-def operation(target: str) -> Any:  # noqa: ANN401 (operators have no public type)
+def operation(target: str) -> Any:
     """The library function called `target`.
 
     Raises:

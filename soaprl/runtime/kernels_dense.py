@@ -1,7 +1,6 @@
 """Kernels of layers with parameters, and of attention: biases counted once, local numbers of groups."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the library's own convention)
@@ -18,7 +17,7 @@ def biased_once(call: LocalCall) -> Results:
 
 
 def added_once(call: LocalCall) -> Results:
-    """addmm and its kin: the first argument belongs to the first part along the reduction."""
+    """For addmm and its kin: the first argument belongs to the first part along the reduction."""
     if call.lead:
         return call.run()
     return call.run(self=torch.zeros_like(call["self"]))
@@ -72,7 +71,7 @@ def embedding_bag(call: LocalCall) -> Results:
 
 
 def _bag_sums(call: LocalCall, ids: Tensor, ends: Tensor, weights: Tensor | None) -> Tensor:
-    table, mode = call["weight"], call["mode"]
+    table, mode = call.local("weight"), call["mode"]
     assert mode in (0, 1), "a maximum over a bag is not split along the vocabulary"
     num_bags = len(ends) - 1
     local, here = local_rows(ids, call.dims["weight"][0])
@@ -80,7 +79,8 @@ def _bag_sums(call: LocalCall, ids: Tensor, ends: Tensor, weights: Tensor | None
     scale = (here & counted).to(table.dtype)
     scale = scale if weights is None else scale * weights
     bag = torch.searchsorted(ends[1:].contiguous(), torch.arange(len(ids), device=ids.device), right=True)
-    out = table.new_zeros(num_bags, table.shape[1]).index_add(0, bag, F.embedding(local, table) * scale[:, None])
+    rows = F.embedding(local, table) * scale[:, None]
+    out: Tensor = table.new_zeros(num_bags, table.shape[1]).index_add(0, bag, rows)
     if mode == 1:
         sizes = table.new_zeros(num_bags).index_add(0, bag, counted.to(table.dtype))
         out = out / sizes.clamp(min=1)[:, None]
@@ -118,7 +118,8 @@ def _attention_with_dropout(
     weights = scores.softmax(-1)
     dims = (*call.dims["query"][:-1], call.dims["key"][-2])
     kept = keep_mask(dims, call["dropout_p"], call.seed, weights.device)
-    return weights * kept / (1 - call["dropout_p"]) @ value
+    dropped: Tensor = weights * kept / (1 - call["dropout_p"])
+    return dropped @ value
 
 
 def recurrent(call: LocalCall) -> Results:

@@ -36,7 +36,7 @@ def whole_classes(call: LocalCall) -> Results:
 
 def log_sum_exp(call: LocalCall) -> Results:
     """``soaprl.log_sum_exp(x, dim)``: over the local indices; parts combine by ``logaddexp``."""
-    return torch.logsumexp(call["0"], call["1"])
+    return torch.logsumexp(call.local("0"), call["1"])
 
 
 def nll_from_log_sum_exp(call: LocalCall) -> Results:
@@ -45,7 +45,8 @@ def nll_from_log_sum_exp(call: LocalCall) -> Results:
     Arguments: logits, their log-sum-exp over all classes, target classes, class weights or None, dimension of
     the classes, reduction, ignored class, label smoothing.
     """
-    logits, normalizer, target, weight, class_dim, reduction, ignored, smoothing = (call[str(k)] for k in range(8))
+    logits, normalizer, target = (call.local(name) for name in "012")
+    weight, class_dim, reduction, ignored, smoothing = (call[name] for name in "34567")
     logits = logits.movedim(class_dim, -1)
     dims = call.dims["0"]
     whole, classes, rows = target, dims[class_dim], _without(dims, class_dim)
@@ -58,7 +59,7 @@ def nll_from_log_sum_exp(call: LocalCall) -> Results:
     picked = normalizer - logits.gather(-1, ours.unsqueeze(-1)).squeeze(-1)
     if local_weight is not None:
         picked = picked * local_weight[ours]
-    total = (1 - smoothing) * torch.where(counts, picked, 0.0)
+    total: Tensor = (1 - smoothing) * torch.where(counts, picked, 0.0)
     if smoothing:
         spread = normalizer.unsqueeze(-1) - logits
         spread = spread if local_weight is None else spread * local_weight

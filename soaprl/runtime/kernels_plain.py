@@ -1,60 +1,28 @@
-"""Kernels of pointwise operations, reductions, factories and copies, whose literals name whole shapes."""
+"""Kernels of means, factories, copies and others whose literals speak of whole shapes."""
 
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from soaprl.runtime.calls import Kernel, LocalCall, Results
-from soaprl.runtime.random_bits import keep_mask
 from soaprl.runtime.shards import LocalDim
-
-
-def dropout(call: LocalCall) -> Results:
-    """Masks by global element index, so that they do not depend on the split."""
-    x, p = call["input"], call["p"]
-    if not call["train"] or p == 0:
-        return x
-    return x * _mask(call, x) / (1 - p) if p < 1 else x * 0
-
-
-def feature_dropout(call: LocalCall) -> Results:
-    """Dropout of whole channels: one random number for each (sample, channel)."""
-    x, p = call["input"], call["p"]
-    if not call["train"] or p == 0:
-        return x
-    mask = keep_mask(call.results[0][:2], p, call.seed, x.device)
-    return x * mask.reshape(*mask.shape, *[1] * (x.dim() - 2)) / (1 - p) if p < 1 else x * 0
-
-
-def alpha_dropout(call: LocalCall) -> Results:
-    """Dropout that keeps mean and variance of a SELU network (Klambauer et al. 2017, section 3)."""
-    x, p = call["input"], call["p"]
-    if not call["train"] or p == 0:
-        return x
-    lowest = -1.7580993408473766
-    a = ((1 - p) * (1 + p * lowest**2)) ** -0.5
-    return a * torch.where(_mask(call, x), x, lowest) - a * p * lowest
-
-
-def _mask(call: LocalCall, x: Tensor) -> Tensor:
-    return keep_mask(call.results[0], call["p"], call.seed, x.device)
 
 
 def mean(call: LocalCall) -> Results:
     """A partial sum over the whole extent: never a mean of means."""
     dims = call.dims["self"]
     chosen = call.get("dim")
-    chosen = range(len(dims)) if chosen in (None, [], ()) else chosen
+    chosen = range(len(dims)) if not chosen and chosen != 0 else chosen
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
-    count = prod(dims[d].extent for d in chosen)
-    return torch.sum(call["self"], chosen, keepdim=bool(call.get("keepdim")), dtype=call["dtype"]) / count
+    count: int = prod(dims[d].extent for d in chosen)
+    total: Tensor = call.local("self").sum(chosen, keepdim=bool(call.get("keepdim")), dtype=call["dtype"])
+    return total / count
 
 
 def factory(call: LocalCall) -> Results:
     """Tensors made of literals: the whole one, cropped to what the part computes."""
-    return cropped(call.run(), call.results[0])
+    return cropped(call.tensor(), call.results[0])
 
 
 def cropped(tensor: Tensor, dims: tuple[LocalDim, ...]) -> Tensor:
@@ -81,7 +49,7 @@ def triangle(call: LocalCall) -> Results:
     rows, columns = call.dims["self"][-2:]
     offset = (columns.indices()[None, :] - rows.indices()[:, None]).to(call["self"].device)
     kept = offset >= call["diagonal"] if call.target.startswith("aten.triu") else offset <= call["diagonal"]
-    return torch.where(kept, call["self"], torch.zeros_like(call["self"]))
+    return torch.where(kept, call.local("self"), torch.zeros_like(call["self"]))
 
 
 def strided_slice(call: LocalCall) -> Results:
@@ -94,12 +62,12 @@ def strided_slice(call: LocalCall) -> Results:
 
 def copy(call: LocalCall) -> Results:
     """``soaprl.copy(x)``: a view kept as a call."""
-    return call["0"].clone()
+    return call.local("0").clone()
 
 
 def reshape(call: LocalCall) -> Results:
     """``soaprl.reshape(x)``: to the shape of the result."""
-    return call["0"].reshape(call.result_shape)
+    return call.local("0").reshape(call.result_shape)
 
 
 def rearrange(call: LocalCall) -> Results:
@@ -107,7 +75,7 @@ def rearrange(call: LocalCall) -> Results:
 
     A dimension that is split already holds the indices it contributes; a whole one is narrowed here.
     """
-    x, order = call["0"], []
+    x, order = call.local("0"), []
     for d, (out, start, length) in enumerate(call["1"]):
         if call.dims["0"][d].span is None:
             x = x.narrow(d, start, length)
@@ -126,9 +94,6 @@ def rearrange(call: LocalCall) -> Results:
 def plain_kernels() -> dict[str, Kernel]:
     """Kernels by target without overload."""
     table: dict[str, Kernel] = {
-        "aten.dropout": dropout,
-        "aten.feature_dropout": feature_dropout,
-        "aten.alpha_dropout": alpha_dropout,
         "aten.mean": mean,
         "aten.triu": triangle,
         "aten.tril": triangle,

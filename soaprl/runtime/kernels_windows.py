@@ -4,20 +4,21 @@ Where a window reaches beyond the indices that exist (`LocalDim.first` below 0, 
 extent), the part is at the tensor's true border and pads there; nowhere else.
 """
 
+from collections.abc import Sequence
 from math import inf, prod
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the library's own convention)
 from torch import Tensor
 
 from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, Results
+from soaprl.runtime.random_bits import global_index
 from soaprl.runtime.shards import LocalDim
 
 
-def per_dim(value: Any, num_dims: int) -> list[int]:
+def per_dim(value: int | Sequence[int], num_dims: int) -> list[int]:
     """A schema's ``int[n]``: one number for each dimension, a single one repeated."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    values = [value] if isinstance(value, int) else list(value)
     return values * num_dims if len(values) == 1 else values
 
 
@@ -47,7 +48,7 @@ def _same_padding(call: LocalCall, num_dims: int) -> list[tuple[int, int]]:
 
 def convolution(call: LocalCall) -> Results:
     """conv1d, conv2d, conv3d: explicit padding at true borders, local groups, bias once."""
-    x, weight = call["input"], call["weight"]
+    x, weight = call.local("input"), call.local("weight")
     num_dims = weight.dim() - 2
     if isinstance(call["padding"], str):
         padding = _same_padding(call, num_dims)
@@ -67,7 +68,7 @@ def convolution(call: LocalCall) -> Results:
 
 def transposed_convolution(call: LocalCall) -> Results:
     """conv_transpose1d, 2d, 3d: without padding on the local inputs, then cropped to the part's outputs."""
-    x, weight = call["input"], call["weight"]
+    x, weight = call.local("input"), call.local("weight")
     num_dims = weight.dim() - 2
     stride, padding, dilation = (per_dim(call[n], num_dims) for n in ("stride", "padding", "dilation"))
     groups = call.results[0][-num_dims - 1].size // weight.shape[1]
@@ -103,40 +104,41 @@ def max_pool(call: LocalCall) -> Results:
     num_dims = int(call.target.split(".")[1][8])
     kernel, dilation = per_dim(call["kernel_size"], num_dims), per_dim(call["dilation"], num_dims)
     stride = per_dim(call["stride"] or kernel, num_dims)
-    x, dims = call["self"], call.dims["self"]
+    x, dims = call.local("self"), call.dims["self"]
     if all(d.unlabelled for d in dims[-num_dims:]):
         return call.run()
     padding = window_padding(dims, per_dim(call["padding"], num_dims))
-    function = getattr(torch, f"max_pool{num_dims}d")
-    return function(pad_last(x, padding, -inf), kernel, stride, 0, dilation)
+    pooled: Tensor = getattr(torch, f"max_pool{num_dims}d")(
+        pad_last(x, padding, -inf), kernel, stride, 0, dilation
+    )
+    return pooled
 
 
 def average_pool(call: LocalCall) -> Results:
     """avg_pool1d, 2d, 3d: sums of windows, divided by how much of each window counts."""
     num_dims = int(call.target.split(".")[1][8])
-    x, dims = call["self"], call.dims["self"][-num_dims:]
+    x, dims = call.local("self"), call.dims["self"][-num_dims:]
     if all(d.unlabelled for d in dims):
         return call.run()
     kernel = per_dim(call["kernel_size"], num_dims)
     stride, padding = per_dim(call["stride"] or kernel, num_dims), per_dim(call["padding"], num_dims)
     x = pad_last(x, window_padding(dims, padding))
-    average = getattr(torch.nn.functional, f"avg_pool{num_dims}d")(x, kernel, stride)
+    average: Tensor = getattr(F, f"avg_pool{num_dims}d")(x, kernel, stride)
     if call.get("divisor_override"):
-        return average * (prod(kernel) / call["divisor_override"])
+        scale: float = prod(kernel) / call["divisor_override"]
+        return average * scale
     outputs = call.results[0][-num_dims:]
     for d in range(num_dims):
-        counted = _counted(outputs[d], dims[d].extent, kernel[d], stride[d], padding[d], call["count_include_pad"])
-        weight = (kernel[d] / counted).to(average)
+        border = padding[d] if call["count_include_pad"] else 0
+        first = outputs[d].indices() * stride[d] - padding[d]
+        weight = (kernel[d] / _counted(first, kernel[d], dims[d].extent, border)).to(average)
         average = average * weight.reshape(-1, *[1] * (num_dims - 1 - d))
     return average
 
 
-def _counted(out: LocalDim, extent: int, kernel: int, stride: int, padding: int, with_padding: bool) -> Tensor:
-    """How many indices of each window count in an average; shape ``[out.size]``."""
-    first = out.indices() * stride - padding
-    border = padding if with_padding else 0
-    end = (first + kernel).clamp(max=extent + padding).clamp(max=extent + border)
-    return (end - first.clamp(min=-border)).double()
+def _counted(first: Tensor, kernel: int, extent: int, border: int) -> Tensor:
+    """How many indices of the windows at `first` count: those in ``[-border, extent + border)``."""
+    return ((first + kernel).clamp(max=extent + border) - first.clamp(min=-border)).double()
 
 
 def _along(tensor: Tensor, d: int, matrix: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ def _weights(rows: Tensor, columns: Tensor, values: Tensor, source: LocalDim, nu
 
 def adaptive_average_pool(call: LocalCall) -> Results:
     """adaptive_avg_pool1d, 2d, 3d: one averaging matrix for each dimension."""
-    num_dims, x = int(call.target.split(".")[1][17]), call["self"]
+    num_dims, x = int(call.target.split(".")[1][17]), call.local("self")
     for d in range(-num_dims, 0):
         source, out = call.dims["self"][d], call.results[0][d]
         rows, columns, values = [], [], []
@@ -163,10 +165,8 @@ def adaptive_average_pool(call: LocalCall) -> Results:
             rows += [row] * (end - first)
             columns += list(range(first, end))
             values += [1.0 / (end - first)] * (end - first)
-        matrix = _weights(
-            torch.tensor(rows), torch.tensor(columns), torch.tensor(values, dtype=torch.float64), source, out.size
-        )
-        x = _along(x, d, matrix)
+        where, weights = torch.tensor([rows, columns]), torch.tensor(values, dtype=torch.float64)
+        x = _along(x, d, _weights(where[0], where[1], weights, source, out.size))
     return x
 
 
@@ -176,20 +176,16 @@ def _adaptive_window(index: int, source: int, out: int) -> tuple[int, int]:
 
 def adaptive_max_pool(call: LocalCall) -> Results:
     """adaptive_max_pool1d, 2d, 3d: the maximum over each window; the second result is its flat index."""
-    num_dims, x = int(call.target.split(".")[1][17]), call["self"]
+    num_dims, x = int(call.target.split(".")[1][17]), call.local("self")
     if all(d.whole for d in call.dims["self"][-num_dims:]):
         return tuple(call.run())
-    columns = torch.stack(torch.meshgrid(*[d.indices() for d in call.dims["self"][-num_dims:]], indexing="ij"))
-    flat = torch.zeros_like(columns[0])
-    for d in range(num_dims):
-        flat = flat * call.dims["self"][d - num_dims].extent + columns[d]
-    flat = flat.to(x.device).expand(x.shape)
+    flat = global_index(call.dims["self"][-num_dims:], x.device).expand(x.shape)
     for d in range(-num_dims, 0):
         source, out = call.dims["self"][d], call.results[0][d]
         best = []
         for index in out.indices().tolist():
             first, end = _adaptive_window(index, source.extent, out.extent)
-            assert source.start <= first < end <= source.stop, "a window leaves the region that the rule names"
+            assert source.start <= first < end <= source.stop, "a window leaves its region"
             values, where = x.narrow(d, first - source.start, end - first).max(dim=d, keepdim=True)
             best.append((values, flat.narrow(d, first - source.start, end - first).gather(d, where)))
         x, flat = torch.cat([v for v, _ in best], d), torch.cat([i for _, i in best], d)
@@ -197,8 +193,8 @@ def adaptive_max_pool(call: LocalCall) -> Results:
 
 
 def interpolate(call: LocalCall) -> Results:
-    """upsample_{nearest, nearest-exact, linear, bilinear, trilinear, bicubic}: a matrix for each dimension."""
-    name, x = call.target.split(".")[1], call["input"]
+    """Every upsample operation: a matrix of weights for each dimension."""
+    name, x = call.target.split(".")[1], call.local("input")
     num_dims = int(name[-2])
     scales = call.get("scale_factors") or [None] * num_dims
     for d in range(-num_dims, 0):

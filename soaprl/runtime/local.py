@@ -21,6 +21,7 @@ from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, schema, tensor_di
 from soaprl.runtime.kernels_dense import dense_kernels
 from soaprl.runtime.kernels_losses import loss_kernels
 from soaprl.runtime.kernels_plain import plain_kernels
+from soaprl.runtime.kernels_random import random_kernels
 from soaprl.runtime.kernels_windows import window_kernels
 from soaprl.runtime.shards import (
     Box,
@@ -33,7 +34,6 @@ from soaprl.runtime.shards import (
     operand_pieces,
     region,
 )
-
 
 _Bound: TypeAlias = tuple[Any, Any]
 
@@ -53,7 +53,8 @@ class Operand:
 
 def kernels() -> dict[str, Kernel]:
     """The calls that need more than local arguments, by target, with or without its overload."""
-    return {**plain_kernels(), **dense_kernels(), **loss_kernels(), **window_kernels()}
+    groups = (plain_kernels(), random_kernels(), dense_kernels(), loss_kernels(), window_kernels())
+    return {target: kernel for group in groups for target, kernel in group.items()}
 
 
 def run_part(
@@ -103,7 +104,8 @@ def run_part(
         return _of_result(results[ref.index][ref.result], dims, ref.layout, box)
 
     for call in operator.body:
-        results.append(run_call(call, dims_of, fetch, seed=seed, device=device, table=table))
+        found = run_call(call, dims_of, fetch, seed=seed, device=device, table=table)
+        results.append(found)
     return [
         _stored(access, results[call][result], operator.body[call].name, box)
         for access, (call, result) in zip(operator.outputs, operator.body_outputs, strict=True)
@@ -111,7 +113,7 @@ def run_part(
 
 
 def _operands(accesses: tuple[Access, ...], tensors: Sequence[Tensor], box: Box) -> list[Operand]:
-    found = []
+    found: list[Operand] = []
     for access, tensor in zip(accesses, tensors, strict=True):
         shape = tuple(stop - start for start, stop in region(access, box))
         assert tuple(tensor.shape) == shape, f"expected the region {shape}, found {tuple(tensor.shape)}"
@@ -173,7 +175,10 @@ def _leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
     """Whether the part is the first along every factor that the first result does not name."""
     kept = {f for d in results[0] for f in d.factors}
     read = [d for found in tensor_dims(dims.values()) for d in found]
-    return all(lo == 0 for d in read for f, (_, lo, _) in zip(d.factors, d.label, strict=True) if f not in kept)
+    summed = [
+        piece for d in read for f, piece in zip(d.factors, d.label, strict=True) if f not in kept
+    ]
+    return all(lo == 0 for _, lo, _ in summed)
 
 
 def _checked(call: Call, local: LocalCall, found: list[Tensor]) -> list[Tensor]:
@@ -194,8 +199,9 @@ def _by_name(
     for k, argument in enumerate(schema(target)):
         default = (argument.default, None)
         value, dims = positional[k] if k < len(positional) else named.get(argument.name, default)
-        value = _literal(value, argument.kind, device)
-        bound[argument.name] = (value.clone() if argument.written and dims is not None else value, dims)
+        if argument.written and isinstance(value, Tensor):
+            value = value.clone()
+        bound[argument.name] = (_literal(value, argument.kind, device), dims)
     return bound
 
 

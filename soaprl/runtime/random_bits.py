@@ -34,6 +34,11 @@ def uniform(index: Tensor, seed: int) -> Tensor:
     return mix(mix(low ^ key) + mix(high ^ ~key & _MASK) & _MASK).double() / 2.0**32
 
 
+def uniform_for(dims: tuple[LocalDim, ...], seed: int, device: torch.device) -> Tensor:
+    """A number in [0, 1) for each local element of a tensor; shape: the local shape."""
+    return uniform(global_index(dims, device), seed)
+
+
 def keep_mask(dims: tuple[LocalDim, ...], p: float, seed: int, device: torch.device) -> Tensor:
     """True for each local element that dropout with probability `p` keeps."""
-    return uniform(global_index(dims, device), seed) >= p
+    return uniform_for(dims, seed, device) >= p

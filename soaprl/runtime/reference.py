@@ -1,7 +1,7 @@
 """Runs a split graph in one process: what every distributed run must agree with.
 
-Each part of each operator gets exactly the regions that its rule names, cut from whole tensors, and the parts'
-outputs are put together again; parts that write the same region in part are combined. All of it is
+Each part of each operator gets exactly the regions that its rule names, cut from whole tensors, and what the
+parts write is put together again; parts that write the same region in part are combined. All of it is
 differentiable, so that ``loss.backward()`` gives the gradients of every parameter.
 """
 
@@ -40,7 +40,7 @@ def run_graph(
         GraphError: A tensor that an operator reads is neither given nor computed.
     """
     table = kernels()
-    tensors = {**sources, **run_constants(graph, sources, table=table)}
+    tensors = {**sources, **run_constants(graph, sources, seed=seed, table=table)}
     for operator, split in zip(graph.operators, degrees, strict=True):
         for access in (*operator.inputs, *operator.parameters, *operator.buffers):
             if access.tensor not in tensors:
@@ -57,6 +57,7 @@ def run_constants(
     graph: OperatorGraph,
     sources: Mapping[int, Tensor],
     *,
+    seed: int = 0,
     device: torch.device | None = None,
     table: Mapping[str, Kernel] | None = None,
 ) -> dict[int, Tensor]:
@@ -65,6 +66,7 @@ def run_constants(
     Args:
         graph: Its constants are computed in order.
         sources: The whole buffers, by tensor index.
+        seed: Of the random numbers of the iteration, for what is random but depends on no input (noise).
         device: Where they are made; that of the sources if None.
         table: Kernels, built anew if None.
     """
@@ -80,14 +82,12 @@ def run_constants(
         content = made[ref.index] if ref.index in made else sources[ref.index]
         extents = stored.refined_shape
         layout = ref.layout or ()
-        pieces = tuple(
-            tuple((p.extent, 0, p.extent) if isinstance(p, Broadcast) else (extents[p], 0, extents[p]) for p in dim)
-            for dim in layout
-        )
+        sizes = [[p.extent if isinstance(p, Broadcast) else extents[p] for p in dim] for dim in layout]
+        pieces = tuple(tuple((size, 0, size) for size in dim) for dim in sizes)
         return Operand(tensor=arrange(content.reshape(extents), layout, pieces), pieces=pieces)
 
     for call, tensors in zip(graph.constants, graph.constant_results, strict=True):
-        results = run_call(call, whole_dims, fetch, seed=0, device=device, table=table)
+        results = run_call(call, whole_dims, fetch, seed=seed, device=device, table=table)
         made.update(zip(tensors, results, strict=True))
     return made
 

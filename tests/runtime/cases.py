@@ -1,6 +1,7 @@
 """The operators, and small models, that the execution tests split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,21 +35,38 @@ def _input(shape: Shape | list[int], seed: int, high: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def of_module(name: str, make: Callable[[], nn.Module], *shapes: Callable[[int], Shape], **options: Any) -> Case:
-    """A case of a module, whose parameters are drawn by a fixed seed."""
-    high = options.pop("high", 5)
+@contextmanager
+def in_double() -> Iterator[None]:
+    """New floating-point tensors are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def of_module(
+    name: str, make: Callable[[], nn.Module], *inputs: Callable[[int], Tensor], **options: Any
+) -> Case:
+    """A case of a module, whose parameters and inputs are drawn by a fixed seed."""
 
     def factory(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
         torch.manual_seed(0)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            module = make()
-        finally:
-            torch.set_default_dtype(before)
-        return module, tuple(_input(shape(batch), k, high) for k, shape in enumerate(shapes))
+        with in_double():
+            return make(), tuple(draw(batch) for draw in inputs)
 
     return Case(name=name, factory=factory, **options)
+
+
+def normal(*rest: int) -> Callable[[int], Tensor]:
+    """Normal numbers, the batch first."""
+    return lambda n: torch.randn(n, *rest, dtype=torch.float64)
+
+
+def labels_below(high: int, *rest: int) -> Callable[[int], Tensor]:
+    """Integers below `high`, the batch first."""
+    return lambda n: torch.randint(0, high, (n, *rest))
 
 
 def _batch(*rest: int) -> Callable[[int], Shape]:
@@ -153,29 +171,29 @@ def embedding_cases() -> list[Case]:
     return [
         operation("embedding", lambda i, w: F.embedding(i, w), _ids(3), (5, 4)),
         operation("embedding_padding", lambda i, w: F.embedding(i, w, padding_idx=2), _ids(6), (5, 4)),
-        of_module("embedding_bag_sum", lambda: nn.EmbeddingBag(5, 3, mode="sum"), _ids(4)),
-        of_module("embedding_bag_mean", lambda: nn.EmbeddingBag(5, 3, mode="mean"), _ids(4)),
-        of_module("embedding_bag_max", lambda: nn.EmbeddingBag(5, 3, mode="max"), _ids(4)),
-        of_module("embedding_bag_padding", lambda: nn.EmbeddingBag(5, 3, mode="mean", padding_idx=1), _ids(4)),
+        of_module("embedding_bag_sum", lambda: nn.EmbeddingBag(5, 3, mode="sum"), labels_below(5, 4)),
+        of_module("embedding_bag_mean", lambda: nn.EmbeddingBag(5, 3, mode="mean"), labels_below(5, 4)),
+        of_module("embedding_bag_max", lambda: nn.EmbeddingBag(5, 3, mode="max"), labels_below(5, 4)),
+        of_module("embedding_bag_padding", lambda: nn.EmbeddingBag(5, 3, mode="mean", padding_idx=1), labels_below(5, 4)),
     ]
 
 
 def recurrent_cases() -> list[Case]:
     """Recurrent layers and cells."""
     return [
-        of_module("lstm", lambda: nn.LSTM(3, 4), lambda n: (5, n, 3)),
-        of_module("lstm_deep", lambda: nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True), _batch(5, 3)),
-        of_module("lstm_no_bias", lambda: nn.LSTM(3, 4, bias=False, batch_first=True), _batch(5, 3)),
-        of_module("gru", lambda: nn.GRU(3, 4, 2, batch_first=True), _batch(5, 3)),
-        of_module("rnn", lambda: nn.RNN(3, 4, batch_first=True, nonlinearity="relu"), _batch(5, 3)),
-        of_module("lstm_dropout", lambda: nn.LSTM(3, 4, 3, batch_first=True, dropout=0.5), _batch(5, 3), matches_eager=False),
-        of_module("lstm_cell", lambda: nn.LSTMCell(3, 4), _batch(3)),
-        of_module("gru_cell", lambda: nn.GRUCell(3, 4), _batch(3)),
-        of_module("rnn_cell", lambda: nn.RNNCell(3, 4), _batch(3)),
+        of_module("lstm", lambda: nn.LSTM(3, 4), lambda n: torch.randn(5, n, 3, dtype=torch.float64)),
+        of_module("lstm_deep", lambda: nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True), normal(5, 3)),
+        of_module("lstm_no_bias", lambda: nn.LSTM(3, 4, bias=False, batch_first=True), normal(5, 3)),
+        of_module("gru", lambda: nn.GRU(3, 4, 2, batch_first=True), normal(5, 3)),
+        of_module("rnn", lambda: nn.RNN(3, 4, batch_first=True, nonlinearity="relu"), normal(5, 3)),
+        of_module("lstm_dropout", lambda: nn.LSTM(3, 4, 3, batch_first=True, dropout=0.5), normal(5, 3), matches_eager=False),
+        of_module("lstm_cell", lambda: nn.LSTMCell(3, 4), normal(3)),
+        of_module("gru_cell", lambda: nn.GRUCell(3, 4), normal(3)),
+        of_module("rnn_cell", lambda: nn.RNNCell(3, 4), normal(3)),
     ]
 
 
-def _statistics_stay_whole(operator: Operator, factor: int) -> bool:
+def keep_statistics_whole(operator: Operator, factor: int) -> bool:
     """Batch normalization differs by design when samples or positions are split; channels may be."""
     named = operator.factors[factor].name
     return not any("batch_norm" in call.target for call in operator.body) or "channel" in named
@@ -185,14 +203,14 @@ def normalization_cases() -> list[Case]:
     """Normalizations, softmax and attention."""
     x = _batch(6, 4, 3)
     return [
-        of_module("batch_norm", lambda: nn.BatchNorm2d(6), x, may_split=_statistics_stay_whole),
-        of_module("batch_norm_1d", lambda: nn.BatchNorm1d(6), _batch(6), may_split=_statistics_stay_whole),
+        of_module("batch_norm", lambda: nn.BatchNorm2d(6), normal(6, 4, 3), may_split=keep_statistics_whole),
+        of_module("batch_norm_1d", lambda: nn.BatchNorm1d(6), normal(6), may_split=keep_statistics_whole),
         operation("batch_norm_frozen", lambda x, w, b: F.batch_norm(x, torch.full((6,), 0.5, dtype=torch.float64), torch.full((6,), 2.0, dtype=torch.float64), w, b), x, (6,), (6,)),
         operation("instance_norm", lambda x: F.instance_norm(x), x),
-        of_module("layer_norm", lambda: nn.LayerNorm((4, 3)), x),
+        of_module("layer_norm", lambda: nn.LayerNorm((4, 3)), normal(6, 4, 3)),
         operation("layer_norm_plain", lambda x: F.layer_norm(x, (3,)), x),
-        of_module("group_norm", lambda: nn.GroupNorm(3, 6), x),
-        of_module("rms_norm", lambda: nn.RMSNorm(3), x),
+        of_module("group_norm", lambda: nn.GroupNorm(3, 6), normal(6, 4, 3)),
+        of_module("rms_norm", lambda: nn.RMSNorm(3), normal(6, 4, 3)),
         operation("softmax", lambda x: F.softmax(x, 1), x),
         operation("log_softmax", lambda x: F.log_softmax(x, -1), x),
         operation("normalize", lambda x: F.normalize(x, dim=-1), x),
