@@ -6,10 +6,12 @@ mistakes answer at once.
 """
 
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, NoReturn, TextIO
 
 import typer
@@ -57,8 +59,13 @@ def options(
     """Options before the subcommand; `--version` ends the command in its callback."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the command line `arguments` (without the program's name) and return its exit code."""
+def run(arguments: Sequence[str], *, interrupts: Sequence[int] = ()) -> int:
+    """Run the command line `arguments` and return its exit code.
+
+    Args:
+        arguments: The words after the program's name.
+        interrupts: Grows when the user interrupts; an error after that is taken for its consequence.
+    """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -68,7 +75,10 @@ def run(arguments: Sequence[str]) -> int:
         except typer.Abort:
             code = INTERRUPTED
         except Exception as error:
-            return _report_our_fault(error)
+            # An interrupt inside Numba's compiler comes out as some other error of the compiler.
+            if not interrupts:
+                return _report_our_fault(error)
+            code = INTERRUPTED
     if code == INTERRUPTED:
         print("soaprl: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
@@ -76,15 +86,26 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the process's command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    interrupts: list[int] = []
+
+    def note_and_raise(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note_and_raise)
+    sys.exit(run(sys.argv[1:], interrupts=interrupts))
 
 
 def _report_user_error(error: SoaprlError | typer.TyperException) -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
-    message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-    hint = " See soaprl --help." if isinstance(error, typer.TyperException) else ""
-    print(f"soaprl: error: {message}{hint}", file=sys.stderr)
+    if isinstance(error, typer.TyperException):
+        # Without arguments the help was shown, and there is nothing to add.
+        message = error.format_message() and f"{error.format_message()} See soaprl --help."
+    else:
+        message = str(error)
+    if message:
+        print(f"soaprl: error: {message}", file=sys.stderr)
     return USER_ERROR
 
 
@@ -92,8 +113,10 @@ def _report_our_fault(error: Exception) -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
     else:
+        # Compilers explain themselves over many lines; the report will have them all.
+        summary = next(iter(str(error).splitlines()), "")
         print(
-            f"soaprl: internal error: {type(error).__name__}: {error}\n"
+            f"soaprl: internal error: {type(error).__name__}: {summary}\n"
             f"This is a fault in soaprl {__version__}; please report it with the output of the same command "
             f"run with {TRACEBACK_VARIABLE}=1.",
             file=sys.stderr,

@@ -46,7 +46,8 @@ ComputeDtype = Annotated[
 Paper = Annotated[bool, typer.Option("--paper", help="The assumptions of the SOAP paper instead of ours.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 BudgetEvaluations = Annotated[
-    int | None, typer.Option("--budget-evals", help="Strategies to simulate at most. [default: 10000]")
+    int | None,
+    typer.Option("--budget-evals", help="Strategies to simulate at most (10000 without any budget)."),
 ]
 BudgetSeconds = Annotated[float | None, typer.Option("--budget-seconds", help="Seconds to search at most.")]
 Seed = Annotated[

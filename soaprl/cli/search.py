@@ -45,7 +45,7 @@ def search(
     paper: Paper = False,
     as_json: Json = False,
 ) -> None:
-    """Find a strategy; --out also keeps the search's state beside it, for --resume.
+    """Find a strategy and set it beside data parallelism; --out keeps the search's state too, for --resume.
 
     Ctrl-C ends the search early: the best strategy so far is printed and written, and the exit code is 130.
     """
@@ -64,14 +64,16 @@ def search(
         prepared.problem, method, budget, seed=seed, state_path=state_path, resume=resume is not None
     )
     record = make_record(prepared, result, budget)
-    outcome = search_outcome(result, record.batch_size)
-    check_fits(prepared, [outcome])
+    baseline = run_method(prepared.problem, "data-parallel", budget)
+    outcomes = [search_outcome(found, record.batch_size) for found in (baseline, result)]
+    check_fits(prepared, outcomes[1:])
     if out is not None:
         save_strategy(out, record)
         say(f"soaprl: wrote {out}" + (f"; its search can go on from {state_path}" if state_path else ""))
     if as_json:
-        print_json({**prepared.as_json(), **outcome.as_json(), "strategy": record.model_dump(mode="json")})
+        found = {"data_parallel": outcomes[0].as_json(), "strategy": record.model_dump(mode="json")}
+        print_json({**prepared.as_json(), **outcomes[1].as_json(), **found})
     else:
-        print_outcomes(prepared.title, [outcome])
+        print_outcomes(prepared.title, outcomes if method != baseline.method else outcomes[1:])
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)

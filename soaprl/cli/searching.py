@@ -87,8 +87,11 @@ def show_progress(budget: Budget) -> Iterator[Progress]:
     """A listener to searches that draws a bar for each method it hears of; a full bar is a spent budget."""
     with progress_bar() as display:
         bars: dict[str, TaskID] = {}
+        compiling = "the first time on a machine, the simulator is compiled"
+        preparing = display.add_task("preparing", total=None, status=compiling)
 
         def listen(report: ProgressReport) -> None:
+            display.update(preparing, visible=False)
             if report.method not in bars:
                 bars[report.method] = display.add_task(report.method, total=1.0, status="")
             best = format_seconds(report.best_time_s) if isfinite(report.best_time_s) else "nothing that fits"

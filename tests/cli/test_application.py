@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -49,3 +50,10 @@ def test_the_process_exits_with_the_code_and_keeps_its_streams_apart() -> None:
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     run([])
     assert "simulate" in capsys.readouterr().out
+
+
+def test_an_error_after_an_interrupt_is_the_interrupt(
+    capsys: pytest.CaptureFixture[str], broken_command: str
+) -> None:
+    assert run([broken_command], interrupts=[signal.SIGINT]) == 130
+    assert capsys.readouterr().err == "soaprl: interrupted\n"
