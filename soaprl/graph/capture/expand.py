@@ -1,8 +1,8 @@
 """Calls replaced by several that split better.
 
 Cross-entropy becomes log-sum-exp and the picked logits, so that the classes can be split. A bag
-of embeddings of equal length, which is exported with flat ids and offsets, becomes a lookup and a sum over its
-ids, so that it has samples to split.
+of embeddings of equal length, exported with flat ids and offsets, becomes a lookup and a sum over its ids, so
+that it has samples to split.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from soaprl.graph.rules.base import Node, Value, ValueRef
 
 
 def expand(nodes: list[Node], values: list[Value]) -> list[Node]:
-    """The nodes, with cross-entropies and regular bags replaced; `values` gets what is between the new calls."""
+    """The nodes with such calls replaced; `values` gets what lies between the new ones."""
     makers = {value: node for node in nodes for value in node.results}
     expanded: list[Node] = []
     for node in nodes:
