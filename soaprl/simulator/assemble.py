@@ -22,7 +22,7 @@ to another, both included (C is an operator, its backward step is 2n-1-C):
 
 import numpy as np
 
-from soaprl.cluster.tables import ClusterTables, IntArray
+from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import kernel
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
@@ -101,31 +101,50 @@ def begin_tasks(
     graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace
 ) -> None:
     """Enters the forward and backward tasks, without successors."""
-    mirror = 2 * work.totals[HALF] - 1
-    num_types = pools.num_types
-    last_step = 2 * graph.num_operators - 1
+    # Arrays are taken out of the tuples once: in a loop, each access would count references.
+    resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
+    in_degree, out_degree, ready_s = work.in_degree, work.out_degree, work.ready_s
+    forward_s, backward_s, device_type = pools.forward_s, pools.backward_s, tables.device_type
+    kept_bytes, passing_bytes, memory = pools.kept_bytes, pools.passing_bytes, work.memory_bytes[0]
+    devices, forward_id = layout.devices, work.forward_id
+    mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
     for o in range(graph.num_operators):
         backward = graph.has_backward[o]
-        for p in range(layout.num_parts[o]):
-            task, device = work.forward_id[o] + p, layout.devices[o, p]
-            row = layout.part_base[o] + p
-            timed = row * num_types + tables.device_type[device]
-            _enter(work, task, device, pools.forward_s[timed], 0)
-            work.out_degree[task] = 0
+        num_parts, row = layout.num_parts[o], layout.part_base[o]
+        for task in range(forward_id[o], forward_id[o] + num_parts):
+            device = devices[o, task - forward_id[o]]
+            timed = row * pools.num_types + device_type[device]
+            _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, device, forward_s[timed], 0)
+            out_degree[task] = 0
             if backward:
-                _enter(work, mirror - task, device, pools.backward_s[timed], 0)
-            _hold(work.memory_bytes[0], device, o, last_step - o, pools.kept_bytes[row])
-            _hold(work.memory_bytes[0], device, o, o, pools.passing_bytes[row])
+                back = mirror - task
+                _enter(
+                    resource, duration_s, num_bytes, in_degree, ready_s, back, device, backward_s[timed], 0
+                )
+            _hold(memory, device, o, last_step - o, kept_bytes[row])
+            _hold(memory, device, o, o, passing_bytes[row])
+            row += 1
+        work.totals[NUM_TASKS] += num_parts * (2 if backward else 1)
 
 
 @kernel
-def _enter(work: Workspace, task: int, resource: int, duration_s: float, num_bytes: int) -> None:
-    work.resource[task] = resource
-    work.duration_s[task] = duration_s
-    work.num_bytes[task] = num_bytes
-    work.in_degree[task] = 0
-    work.ready_s[task] = 0.0
-    work.totals[NUM_TASKS] += 1
+def _enter(
+    resource: IntArray,
+    duration_s: FloatArray,
+    num_bytes: IntArray,
+    in_degree: IntArray,
+    ready_s: FloatArray,
+    task: int,
+    on: int,
+    takes_s: float,
+    moves_bytes: int,
+) -> None:
+    """Enters one task that waits for nothing yet."""
+    resource[task] = on
+    duration_s[task] = takes_s
+    num_bytes[task] = moves_bytes
+    in_degree[task] = 0
+    ready_s[task] = 0.0
 
 
 @kernel
@@ -141,230 +160,230 @@ def link_outputs(
 ) -> None:
     """Enters the transfers, and all successors of forward tasks and of transfers of outputs."""
     for o in range(graph.num_operators):
-        for p in range(layout.num_parts[o]):
-            _link_part(graph, pools, layout, tables, work, o, p)
+        _link_operator(graph, pools, layout, tables, work, o)
 
 
 @kernel
-def _link_part(
+def _link_operator(
+    graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace, o: int
+) -> None:
+    """Links the parts of one operator with their readers, and enters their transfers."""
+    rows, pair_reader, pair_bytes, pair_box = pools.rows, pools.pair_reader, pools.pair_bytes, pools.pair_box
+    edge_begin, devices, forward_id = graph.edge_begin, layout.devices, work.forward_id
+    in_degree, out_degree, successors, mirrored = (
+        work.in_degree,
+        work.out_degree,
+        work.successors,
+        work.mirrored,
+    )
+    deliveries, slot, slot_stamp = work.deliveries, work.slot, work.slot_stamp
+    reading_delivery, reading_task, memory = work.reading_delivery, work.reading_task, work.memory_bytes[0]
+    first_output, last_output = graph.output_begin[o], graph.output_begin[o + 1]
+    last_step, mirror = 2 * graph.num_operators - 1, 2 * work.totals[HALF] - 1
+    size_at, backward = layout.output_base[o], graph.has_backward[o]
+    stamp = work.totals[STAMP]
+    for p in range(layout.num_parts[o]):
+        task, device = forward_id[o] + p, devices[o, p]
+        edge, num_deliveries, num_readings = work.totals[NUM_EDGES], 0, 0
+        work.successor_begin[task] = edge
+        for output in range(first_output, last_output):
+            stamp += 1
+            last, last_gradient, keeper = o, -1, o if graph.output_saved[output] else _NOBODY
+            for e in range(edge_begin[output], edge_begin[output + 1]):
+                reader, row = graph.edge_consumer[e], layout.row_base[e] + p
+                gradient, saved = graph.edge_gradient[e], graph.edge_saved[e]
+                if rows[row] < rows[row + 1]:
+                    last, last_gradient = reader, reader if gradient else last_gradient
+                for pair in range(rows[row], rows[row + 1]):
+                    target = forward_id[reader] + pair_reader[pair]
+                    target_device = devices[reader, pair_reader[pair]]
+                    in_degree[target] += 1
+                    out_degree[target] += gradient
+                    if target_device == device:
+                        successors[edge], mirrored[edge] = target, gradient
+                        edge += 1
+                        in_degree[mirror - task] += gradient
+                        keeper = min(keeper, reader) if saved else keeper
+                        continue
+                    if slot_stamp[target_device] != stamp:
+                        slot_stamp[target_device], slot[target_device] = stamp, -1
+                    k = _delivery(deliveries, slot, num_deliveries, target_device, pair_box[pair])
+                    if k == num_deliveries:
+                        num_deliveries += 1
+                        deliveries[k, BYTES], deliveries[k, FIRST] = pair_bytes[pair], reader
+                    _add_reader(deliveries, k, reader, gradient, saved)
+                    reading_delivery[num_readings] = k
+                    reading_task[num_readings] = 2 * target + gradient
+                    num_readings += 1
+            size = pools.output_bytes[size_at]
+            size_at += 1
+            _hold(memory, device, o, last if keeper == _NOBODY else last_step - keeper, size)
+            if last_gradient >= 0:
+                _hold(memory, device, last_step - last_gradient, last_step - o, size)
+        if backward:
+            successors[edge], mirrored[edge] = mirror - task, 0
+            edge += 1
+            in_degree[mirror - task] += 1
+        work.successor_end[task] = edge
+        work.totals[NUM_EDGES] = edge
+        if num_deliveries > 0:
+            _enter_deliveries(graph, tables, work, o, p, device, num_deliveries, num_readings)
+    work.totals[STAMP] = stamp
+
+
+@kernel
+def _delivery(deliveries: IntArray, slot: IntArray, count: int, device: int, box: int) -> int:
+    """The delivery of `box` to `device` of the output at hand, or a new one with the number `count`."""
+    k = slot[device]
+    while k >= 0 and deliveries[k, BOX] != box:
+        k = deliveries[k, NEXT]
+    if k >= 0:
+        return int(k)
+    deliveries[count, BOX] = box
+    deliveries[count, NEXT] = slot[device]
+    deliveries[count, TARGET] = device
+    deliveries[count, NUM_READERS] = 0
+    deliveries[count, NUM_GRADIENTS] = 0
+    deliveries[count, KEEPER] = _NOBODY
+    slot[device] = count
+    return count
+
+
+@kernel
+def _add_reader(deliveries: IntArray, k: int, reader: int, gradient: int, saved: int) -> None:
+    """Readers come in ascending order, so the first one seen is the first in the program."""
+    deliveries[k, NUM_READERS] += 1
+    deliveries[k, LAST] = reader
+    if gradient:
+        if deliveries[k, NUM_GRADIENTS] == 0:
+            deliveries[k, FIRST_GRADIENT] = reader
+        deliveries[k, NUM_GRADIENTS] += 1
+        deliveries[k, LAST_GRADIENT] = reader
+    if saved and deliveries[k, KEEPER] == _NOBODY:
+        deliveries[k, KEEPER] = reader
+
+
+@kernel
+def _enter_deliveries(
     graph: GraphTables,
-    pools: PatternPools,
-    layout: Layout,
     tables: ClusterTables,
     work: Workspace,
     o: int,
     p: int,
-) -> None:
-    task = work.forward_id[o] + p
-    mirror = 2 * work.totals[HALF] - 1
-    edge = work.totals[NUM_EDGES]
-    work.successor_begin[task] = edge
-    first_output, last_output = graph.output_begin[o], graph.output_begin[o + 1]
-    num_deliveries, num_readings = 0, 0
-    for output in range(first_output, last_output):
-        before = num_deliveries
-        size = pools.output_bytes[
-            layout.output_base[o] + p * (last_output - first_output) + output - first_output
-        ]
-        edge, num_deliveries, num_readings = _link_output(
-            graph, pools, layout, work, o, p, output, size, edge, num_deliveries, num_readings
-        )
-        for k in range(before, num_deliveries):
-            _enter_delivery(tables, work, layout.devices[o, p], o, p, k)
-            if work.deliveries[k, NUM_GRADIENTS] > 0:
-                work.in_degree[mirror - task] += 1
-            work.successors[edge] = work.delivery_id[o] + work.num_deliveries[o] + k
-            work.mirrored[edge] = 1 if work.deliveries[k, NUM_GRADIENTS] > 0 else 0
-            edge += 1
-    if graph.has_backward[o]:
-        work.in_degree[mirror - task] += 1
-        work.successors[edge] = mirror - task
-        work.mirrored[edge] = 0
-        edge += 1
-    work.successor_end[task] = edge
-    work.totals[NUM_EDGES] = edge
-    _link_deliveries(work, o, num_deliveries, num_readings)
-    _hold_deliveries(graph, work, num_deliveries)
-    work.num_deliveries[o] += num_deliveries
-
-
-@kernel
-def _link_output(
-    graph: GraphTables,
-    pools: PatternPools,
-    layout: Layout,
-    work: Workspace,
-    o: int,
-    p: int,
-    output: int,
-    size: int,
-    edge: int,
+    device: int,
     num_deliveries: int,
     num_readings: int,
-) -> tuple[int, int, int]:
-    """Links one output of one part with its readers on the same device, and collects its deliveries."""
-    task, device = work.forward_id[o] + p, layout.devices[o, p]
-    mirror = 2 * work.totals[HALF] - 1
-    last_step = 2 * graph.num_operators - 1
-    last, last_gradient = o, -1
-    keeper = o if graph.output_saved[output] else _NOBODY
-    work.totals[STAMP] += 1
-    for e in range(graph.edge_begin[output], graph.edge_begin[output + 1]):
-        reader, gradient, saved = graph.edge_consumer[e], graph.edge_gradient[e], graph.edge_saved[e]
-        row = layout.row_base[e] + p
-        for pair in range(pools.rows[row], pools.rows[row + 1]):
-            q = pools.pair_reader[pair]
-            target, target_device = work.forward_id[reader] + q, layout.devices[reader, q]
-            work.in_degree[target] += 1
-            work.out_degree[target] += gradient
-            last = reader
-            if gradient:
-                last_gradient = reader
-            if target_device == device:
-                work.successors[edge] = target
-                work.mirrored[edge] = gradient
-                edge += 1
-                work.in_degree[mirror - task] += gradient
-                if saved:
-                    keeper = min(keeper, reader)
-                continue
-            k = _find_delivery(work, target_device, pools.pair_box[pair])
-            if k < 0:
-                k = num_deliveries
-                num_deliveries += 1
-                _begin_delivery(work, k, target_device, pools.pair_box[pair], pools.pair_bytes[pair], reader)
-            _add_reader(work, k, reader, gradient, saved)
-            work.reading_delivery[num_readings] = k
-            work.reading_task[num_readings] = 2 * target + gradient
-            num_readings += 1
-    death = last if keeper == _NOBODY else last_step - keeper
-    _hold(work.memory_bytes[0], device, o, death, size)
-    if last_gradient >= 0:
-        _hold(work.memory_bytes[0], device, last_step - last_gradient, last_step - o, size)
-    return edge, num_deliveries, num_readings
+) -> None:
+    """Enters the transfers of one part's outputs, and of their gradients, with their successors.
 
-
-@kernel
-def _find_delivery(work: Workspace, device: int, box: int) -> int:
-    """The delivery of `box` to `device` among those of the output at hand, or -1."""
-    if work.slot_stamp[device] != work.totals[STAMP]:
-        work.slot_stamp[device] = work.totals[STAMP]
-        work.slot[device] = -1
-    k = work.slot[device]
-    while k >= 0 and work.deliveries[k, BOX] != box:
-        k = work.deliveries[k, NEXT]
-    return int(k)
-
-
-@kernel
-def _begin_delivery(work: Workspace, k: int, device: int, box: int, num_bytes: int, reader: int) -> None:
-    row = work.deliveries[k]
-    row[BOX] = box
-    row[NEXT] = work.slot[device]
-    row[NUM_READERS] = 0
-    row[NUM_GRADIENTS] = 0
-    row[FIRST] = reader
-    row[KEEPER] = _NOBODY
-    row[FIRST_GRADIENT] = -1
-    row[BYTES] = num_bytes
-    row[TARGET] = device
-    work.slot[device] = k
-
-
-@kernel
-def _add_reader(work: Workspace, k: int, reader: int, gradient: int, saved: int) -> None:
-    """Readers come in ascending order, so the first one seen is the first in the program."""
-    row = work.deliveries[k]
-    row[NUM_READERS] += 1
-    row[LAST] = reader
-    if gradient:
-        row[NUM_GRADIENTS] += 1
-        row[LAST_GRADIENT] = reader
-        if row[FIRST_GRADIENT] < 0:
-            row[FIRST_GRADIENT] = reader
-    if saved and row[KEEPER] == _NOBODY:
-        row[KEEPER] = reader
-
-
-@kernel
-def _enter_delivery(tables: ClusterTables, work: Workspace, device: int, o: int, p: int, k: int) -> None:
-    """Enters the transfer of a delivery and of its gradient."""
-    num_devices = tables.num_devices
-    row = work.deliveries[k]
-    task = work.delivery_id[o] + work.num_deliveries[o] + k
-    route = device * num_devices + row[TARGET]
-    time_s = tables.route_latency_s[route] + row[BYTES] / tables.route_bandwidth_bytes_per_s[route]
-    _enter(work, task, num_devices + route, time_s, row[BYTES])
-    work.in_degree[task] = 1
-    work.origin[task] = p
-    work.totals[ACTIVATION_BYTES] += row[BYTES]
-    if row[NUM_GRADIENTS] > 0:
-        back = 2 * work.totals[HALF] - 1 - task
-        route = row[TARGET] * num_devices + device
-        time_s = tables.route_latency_s[route] + row[BYTES] / tables.route_bandwidth_bytes_per_s[route]
-        _enter(work, back, num_devices + route, time_s, row[BYTES])
-        work.in_degree[back] = row[NUM_GRADIENTS]
-        work.origin[back] = p
-        work.totals[GRADIENT_BYTES] += row[BYTES]
-
-
-@kernel
-def _link_deliveries(work: Workspace, o: int, num_deliveries: int, num_readings: int) -> None:
-    """Enters the successors of the transfers of one part: the tasks that wait for them."""
-    first = work.delivery_id[o] + work.num_deliveries[o]
-    edge = work.totals[NUM_EDGES]
+    The part's own successors are the last ones entered, and go on with the transfers.
+    """
+    resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
+    in_degree, ready_s, origin = work.in_degree, work.ready_s, work.origin
+    latency_s, bandwidth = tables.route_latency_s, tables.route_bandwidth_bytes_per_s
+    successors, mirrored, deliveries = work.successors, work.mirrored, work.deliveries
+    begins, ends = work.successor_begin, work.successor_end
+    num_devices, mirror, part = tables.num_devices, 2 * work.totals[HALF] - 1, work.forward_id[o] + p
+    task = work.delivery_id[o] + work.num_deliveries[o]
+    edge = work.totals[NUM_EDGES] + num_deliveries
+    num_back, moved, moved_back = 0, 0, 0
     for k in range(num_deliveries):
-        work.successor_begin[first + k] = edge
-        work.deliveries[k, CURSOR] = edge
-        edge += work.deliveries[k, NUM_READERS]
-        work.successor_end[first + k] = edge
-    for i in range(num_readings):
-        k = work.reading_delivery[i]
-        at = work.deliveries[k, CURSOR]
-        work.deliveries[k, CURSOR] += 1
-        work.successors[at] = work.reading_task[i] >> 1
-        work.mirrored[at] = work.reading_task[i] & 1
+        target, size, gradients = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, NUM_GRADIENTS]
+        route = device * num_devices + target
+        time_s = latency_s[route] + size / bandwidth[route]
+        _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, num_devices + route, time_s, size)
+        in_degree[task], origin[task] = 1, p
+        moved += size
+        if gradients > 0:
+            route, back = target * num_devices + device, mirror - task
+            time_s = latency_s[route] + size / bandwidth[route]
+            _enter(
+                resource, duration_s, num_bytes, in_degree, ready_s, back, num_devices + route, time_s, size
+            )
+            in_degree[back], origin[back] = gradients, p
+            moved_back += size
+            num_back += 1
+        at = work.totals[NUM_EDGES] + k
+        successors[at], mirrored[at] = task, 1 if gradients > 0 else 0
+        deliveries[k, CURSOR], begins[task] = edge, edge
+        edge += deliveries[k, NUM_READERS]
+        ends[task] = edge
+        task += 1
+    ends[part] = work.totals[NUM_EDGES] + num_deliveries
+    in_degree[mirror - part] += num_back
     work.totals[NUM_EDGES] = edge
+    work.totals[NUM_TASKS] += num_deliveries + num_back
+    work.totals[ACTIVATION_BYTES] += moved
+    work.totals[GRADIENT_BYTES] += moved_back
+    work.num_deliveries[o] += num_deliveries
+    _link_deliveries(deliveries, work.reading_delivery, work.reading_task, successors, mirrored, num_readings)
+    _hold_deliveries(deliveries, work.memory_bytes, 2 * graph.num_operators - 1, num_deliveries)
 
 
 @kernel
-def _hold_deliveries(graph: GraphTables, work: Workspace, num_deliveries: int) -> None:
-    last_step = 2 * graph.num_operators - 1
+def _link_deliveries(
+    deliveries: IntArray,
+    reading_delivery: IntArray,
+    reading_task: IntArray,
+    successors: IntArray,
+    mirrored: IntArray,
+    num_readings: int,
+) -> None:
+    """Enters the successors of the transfers of one part: the tasks that wait for them."""
+    for i in range(num_readings):
+        k = reading_delivery[i]
+        at = deliveries[k, CURSOR]
+        deliveries[k, CURSOR] += 1
+        successors[at] = reading_task[i] >> 1
+        mirrored[at] = reading_task[i] & 1
+
+
+@kernel
+def _hold_deliveries(deliveries: IntArray, memory: IntArray, last_step: int, num_deliveries: int) -> None:
+    """Lets the received pieces, and their gradients, live on the device they were sent to."""
     for k in range(num_deliveries):
-        row = work.deliveries[k]
-        kept = row[KEEPER] != _NOBODY
-        death = last_step - row[KEEPER] if kept else row[LAST]
-        _hold(work.memory_bytes[0 if kept else 1], row[TARGET], row[FIRST], death, row[BYTES])
-        if row[NUM_GRADIENTS] > 0:
-            born = last_step - row[LAST_GRADIENT]
-            _hold(work.memory_bytes[1], row[TARGET], born, last_step - row[FIRST_GRADIENT], row[BYTES])
+        target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
+        if keeper == _NOBODY:
+            _hold(memory[1], target, deliveries[k, FIRST], deliveries[k, LAST], size)
+        else:
+            _hold(memory[0], target, deliveries[k, FIRST], last_step - keeper, size)
+        if deliveries[k, NUM_GRADIENTS] > 0:
+            born = last_step - deliveries[k, LAST_GRADIENT]
+            _hold(memory[1], target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
 
 
 @kernel
 def link_backward(graph: GraphTables, layout: Layout, work: Workspace) -> None:
     """Enters the successors of backward tasks and gradient transfers: the forward edges turned round."""
+    begins, ends, successors, mirrored = (
+        work.successor_begin,
+        work.successor_end,
+        work.successors,
+        work.mirrored,
+    )
+    out_degree, forward_id, first_delivery = work.out_degree, work.forward_id, work.delivery_id
     mirror = 2 * work.totals[HALF] - 1
     edge = work.totals[NUM_EDGES]
     for o in range(graph.num_operators):
-        for task in range(work.forward_id[o], work.forward_id[o] + layout.num_parts[o]):
-            work.successor_begin[mirror - task] = edge
-            work.successor_end[mirror - task] = edge
-            edge += work.out_degree[task]
+        for task in range(forward_id[o], forward_id[o] + layout.num_parts[o]):
+            begins[mirror - task] = edge
+            ends[mirror - task] = edge
+            edge += out_degree[task]
     for o in range(graph.num_operators):
-        delivery_id = work.delivery_id[o]
-        for task in range(work.forward_id[o], delivery_id + work.num_deliveries[o]):
-            for e in range(work.successor_begin[task], work.successor_end[task]):
-                if not work.mirrored[e]:
+        first, end = first_delivery[o], first_delivery[o] + work.num_deliveries[o]
+        for task in range(forward_id[o], end):
+            for e in range(begins[task], ends[task]):
+                if not mirrored[e]:
                     continue
-                back = mirror - work.successors[e]
-                if task < delivery_id and work.successors[e] < delivery_id + work.num_deliveries[o]:
-                    work.successor_begin[back] = edge
-                    work.successor_end[back] = edge
+                back = mirror - successors[e]
+                if task < first and successors[e] < end:
+                    begins[back] = edge
+                    ends[back] = edge
                     edge += 1
-                work.successors[work.successor_end[back]] = mirror - task
-                work.successor_end[back] += 1
+                successors[ends[back]] = mirror - task
+                ends[back] += 1
+    source, target = work.contribution_source, work.contribution_target
     for i in range(work.totals[NUM_CONTRIBUTIONS]):
-        source = work.contribution_source[i]
-        work.successors[work.successor_end[source]] = work.contribution_target[i]
-        work.successor_end[source] += 1
+        successors[ends[source[i]]] = target[i]
+        ends[source[i]] += 1
     work.totals[NUM_EDGES] = edge

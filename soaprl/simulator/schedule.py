@@ -88,60 +88,87 @@ def schedule(
     num_tasks = work.totals[NUM_TASKS]
     num_buckets = min(len(queue.head), num_tasks)
     queue.head[:num_buckets] = -1
-    origin_s, scale = 0.0, num_buckets / horizon_s if horizon_s > 0.0 else 1.0
+    # Arrays are taken out of the tuples once: in a loop, each access would count references.
+    head, link, batch, batch_ready_s = queue.head, queue.link, queue.batch, queue.batch_ready_s
+    successors, begins, ends = work.successors, work.successor_begin, work.successor_end
+    in_degree, ready_s, start_s, finish_s = work.in_degree, work.ready_s, work.start_s, work.finish_s
+    resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
+    device_free_s, link_free_s = queue.device_free_s, queue.link_free_s
+    offsets, links, bandwidth = tables.route_offsets, tables.route_links, tables.link_bandwidth_bytes_per_s
+    num_devices, first_plan = tables.num_devices, tables.num_devices * (tables.num_devices + 1)
     middle = len(queue.spare)
-    position, end, bucket, overflow = middle, _roots(graph, layout, work, queue, middle), 0, -1
-    makespan_s, done = 0.0, 0
+    position, end = middle, _roots(graph.num_operators, work.forward_id, layout.num_parts, in_degree, queue)
+    origin_s, scale = 0.0, num_buckets / horizon_s if horizon_s > 0.0 else 1.0
+    bucket, overflow, makespan_s, done = 0, -1, 0.0, 0
     while True:
         if position == end:
             bucket += 1
-            while bucket < num_buckets and queue.head[bucket] < 0:
+            while bucket < num_buckets and head[bucket] < 0:
                 bucket += 1
             if bucket < num_buckets:
-                position, end = _take(queue, queue.head[bucket], middle), middle
-                queue.head[bucket] = -1
-                _fetch_ready(work, queue, position, end)
+                position, end = _take(batch, link, head[bucket], middle), middle
+                _sort_batch(batch, batch_ready_s, ready_s, queue.spare, queue.spare_ready_s, position, end)
             elif overflow >= 0:
-                position, end = _take(queue, overflow, middle), middle
-                _fetch_ready(work, queue, position, end)
-                origin_s, scale, bucket = queue.batch_ready_s[position], scale / 4, -1
-                overflow = _scatter(queue, position, end, origin_s, scale, num_buckets)
+                position, end = _take(batch, link, overflow, middle), middle
+                origin_s, scale, bucket = _earliest(batch, ready_s, position, end), scale / 4, -1
+                head[:num_buckets] = -1
+                overflow = _scatter(batch, ready_s, head, link, position, end, origin_s, scale, num_buckets)
                 position = end
             else:
                 break
             continue
-        task = queue.batch[position]
+        task = batch[position]
         position += 1
         done += 1
-        finish_s = _dispatch(tables, plans, work, queue, task)
-        makespan_s = max(makespan_s, finish_s)
-        for e in range(work.successor_begin[task], work.successor_end[task]):
-            successor = work.successors[e]
-            work.ready_s[successor] = max(work.ready_s[successor], finish_s)
-            work.in_degree[successor] -= 1
-            if work.in_degree[successor] > 0:
+        on, begun_s = resource[task], ready_s[task]
+        if on < 0:
+            pass
+        elif on < num_devices:
+            begun_s = max(begun_s, device_free_s[on])
+            device_free_s[on] = begun_s + duration_s[task]
+        elif on < first_plan:
+            route = on - num_devices
+            begun_s = _send(
+                links, bandwidth, link_free_s, offsets[route], offsets[route + 1], begun_s, num_bytes[task]
+            )
+        else:
+            plan = on - first_plan
+            begun_s = _reduce(
+                plans.links, plans.busy_s, link_free_s, plans.link_begin[plan], plans.num_links[plan], begun_s
+            )
+        ended_s = begun_s + duration_s[task]
+        start_s[task], finish_s[task] = begun_s, ended_s
+        makespan_s = max(makespan_s, ended_s)
+        for e in range(begins[task], ends[task]):
+            successor = successors[e]
+            then_s = max(ready_s[successor], ended_s)
+            ready_s[successor] = then_s
+            in_degree[successor] -= 1
+            if in_degree[successor] > 0:
                 continue
-            ready_s = work.ready_s[successor]
-            place = (ready_s - origin_s) * scale
+            place = (then_s - origin_s) * scale
             if place >= num_buckets:
-                queue.link[successor] = overflow
+                link[successor] = overflow
                 overflow = successor
             elif int(place) > bucket:
-                queue.link[successor] = queue.head[int(place)]
-                queue.head[int(place)] = successor
+                link[successor] = head[int(place)]
+                head[int(place)] = successor
             else:
-                end = _insert_ready(queue, position, end, successor, ready_s)
+                _insert(batch, batch_ready_s, position, end, successor, then_s)
+                end += 1
     assert done == num_tasks
     return makespan_s
 
 
 @kernel
-def _roots(graph: GraphTables, layout: Layout, work: Workspace, queue: Queue, position: int) -> int:
+def _roots(
+    num_operators: int, forward_id: IntArray, num_parts: IntArray, in_degree: IntArray, queue: Queue
+) -> int:
     """Puts the tasks that wait for nothing into the batch; returns its end."""
-    end = position
-    for o in range(graph.num_operators):
-        for task in range(work.forward_id[o], work.forward_id[o] + layout.num_parts[o]):
-            if work.in_degree[task] == 0:
+    end = len(queue.spare)
+    for o in range(num_operators):
+        for task in range(forward_id[o], forward_id[o] + num_parts[o]):
+            if in_degree[task] == 0:
                 queue.batch[end] = task
                 queue.batch_ready_s[end] = 0.0
                 end += 1
@@ -149,120 +176,150 @@ def _roots(graph: GraphTables, layout: Layout, work: Workspace, queue: Queue, po
 
 
 @kernel
-def _dispatch(tables: ClusterTables, plans: Plans, work: Workspace, queue: Queue, task: int) -> float:
-    """Runs a task as soon as its resources are free; returns when it ends."""
-    num_devices = tables.num_devices
-    resource, start_s = work.resource[task], work.ready_s[task]
-    finish_s = start_s
-    if 0 <= resource < num_devices:
-        start_s = max(start_s, queue.device_free_s[resource])
-        finish_s = start_s + work.duration_s[task]
-        queue.device_free_s[resource] = finish_s
-    elif resource >= num_devices + num_devices * num_devices:
-        plan = resource - num_devices - num_devices * num_devices
-        links = range(plans.link_begin[plan], plans.link_begin[plan] + plans.num_links[plan])
-        for k in links:
-            start_s = max(start_s, queue.link_free_s[plans.links[k]])
-        for k in links:
-            queue.link_free_s[plans.links[k]] = start_s + plans.busy_s[k]
-        finish_s = start_s + work.duration_s[task]
-    elif resource >= 0:
-        begin = tables.route_offsets[resource - num_devices]
-        stop = tables.route_offsets[resource - num_devices + 1]
-        for k in range(begin, stop):
-            start_s = max(start_s, queue.link_free_s[tables.route_links[k]])
-        for k in range(begin, stop):
-            link = tables.route_links[k]
-            busy_s = work.num_bytes[task] / tables.link_bandwidth_bytes_per_s[link]
-            queue.link_free_s[link] = start_s + busy_s
-        finish_s = start_s + work.duration_s[task]
-    work.start_s[task] = start_s
-    work.finish_s[task] = finish_s
-    return float(finish_s)
+def _send(
+    links: IntArray,
+    bandwidth: FloatArray,
+    free_s: FloatArray,
+    begin: int,
+    end: int,
+    ready_s: float,
+    num_bytes: int,
+) -> float:
+    """Occupies the links of a route as soon as all are free; returns when that is."""
+    start_s = ready_s
+    for k in range(begin, end):
+        start_s = max(start_s, free_s[links[k]])
+    for k in range(begin, end):
+        free_s[links[k]] = start_s + num_bytes / bandwidth[links[k]]
+    return start_s
 
 
 @kernel
-def _take(queue: Queue, task: int, end: int) -> int:
-    """Writes a bucket's tasks before `end`, first pushed first; returns where they begin."""
+def _reduce(
+    links: IntArray, busy_s: FloatArray, free_s: FloatArray, begin: int, count: int, ready_s: float
+) -> float:
+    """Occupies the links of a collective as soon as all are free; returns when that is."""
+    start_s = ready_s
+    for k in range(begin, begin + count):
+        start_s = max(start_s, free_s[links[k]])
+    for k in range(begin, begin + count):
+        free_s[links[k]] = start_s + busy_s[k]
+    return start_s
+
+
+@kernel
+def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
+    """Writes the tasks of a list before `end`, first pushed first; returns where they begin."""
     begin = end
     while task >= 0:
         begin -= 1
-        queue.batch[begin] = task
-        task = queue.link[task]
+        batch[begin] = task
+        task = link[task]
     return begin
 
 
 @kernel
-def _fetch_ready(work: Workspace, queue: Queue, begin: int, end: int) -> None:
-    """Looks up the ready times of a batch and sorts it."""
+def _sort_batch(
+    batch: IntArray,
+    batch_ready_s: FloatArray,
+    ready_s: FloatArray,
+    spare: IntArray,
+    spare_ready_s: FloatArray,
+    begin: int,
+    end: int,
+) -> None:
+    """Sorts ``batch[begin:end]`` by ready time, then id: short runs by insertion, then merges."""
     for i in range(begin, end):
-        queue.batch_ready_s[i] = work.ready_s[queue.batch[i]]
+        batch_ready_s[i] = ready_s[batch[i]]
     for first in range(begin, end, _SHORT):
-        last = min(first + _SHORT, end)
-        for i in range(first + 1, last):
-            _insert_ready(queue, first, i, queue.batch[i], queue.batch_ready_s[i])
+        for i in range(first + 1, min(first + _SHORT, end)):
+            _insert(batch, batch_ready_s, first, i, batch[i], batch_ready_s[i])
     width = _SHORT
     while width < end - begin:
         for first in range(begin, end - width, 2 * width):
-            _merge(queue, first, first + width, min(first + 2 * width, end))
+            last = min(first + 2 * width, end)
+            _merge(batch, batch_ready_s, spare, spare_ready_s, first, first + width, last)
         width *= 2
 
 
 @kernel
-def _insert_ready(queue: Queue, begin: int, end: int, task: int, ready_s: float) -> int:
-    """Inserts a task into the sorted ``batch[begin:end]``; returns the new end."""
+def _insert(
+    batch: IntArray, batch_ready_s: FloatArray, begin: int, end: int, task: int, ready_s: float
+) -> None:
+    """Inserts a task into the sorted ``batch[begin:end]``."""
     at = end
     while at > begin and (
-        queue.batch_ready_s[at - 1] > ready_s
-        or (queue.batch_ready_s[at - 1] == ready_s and queue.batch[at - 1] > task)
+        batch_ready_s[at - 1] > ready_s or (batch_ready_s[at - 1] == ready_s and batch[at - 1] > task)
     ):
-        queue.batch[at] = queue.batch[at - 1]
-        queue.batch_ready_s[at] = queue.batch_ready_s[at - 1]
+        batch[at] = batch[at - 1]
+        batch_ready_s[at] = batch_ready_s[at - 1]
         at -= 1
-    queue.batch[at] = task
-    queue.batch_ready_s[at] = ready_s
-    return end + 1
+    batch[at] = task
+    batch_ready_s[at] = ready_s
 
 
 @kernel
-def _merge(queue: Queue, begin: int, middle: int, end: int) -> None:
+def _merge(
+    batch: IntArray,
+    batch_ready_s: FloatArray,
+    spare: IntArray,
+    spare_ready_s: FloatArray,
+    begin: int,
+    middle: int,
+    end: int,
+) -> None:
     """Merges two sorted neighbours."""
-    last, first = middle - 1, middle
-    if queue.batch_ready_s[last] < queue.batch_ready_s[first] or (
-        queue.batch_ready_s[last] == queue.batch_ready_s[first] and queue.batch[last] < queue.batch[first]
+    if batch_ready_s[middle - 1] < batch_ready_s[middle] or (
+        batch_ready_s[middle - 1] == batch_ready_s[middle] and batch[middle - 1] < batch[middle]
     ):
         return
     size = middle - begin
-    queue.spare[:size] = queue.batch[begin:middle]
-    queue.spare_ready_s[:size] = queue.batch_ready_s[begin:middle]
+    spare[:size] = batch[begin:middle]
+    spare_ready_s[:size] = batch_ready_s[begin:middle]
     left, right, at = 0, middle, begin
     while left < size:
         if right < end and (
-            queue.batch_ready_s[right] < queue.spare_ready_s[left]
-            or (
-                queue.batch_ready_s[right] == queue.spare_ready_s[left]
-                and queue.batch[right] < queue.spare[left]
-            )
+            batch_ready_s[right] < spare_ready_s[left]
+            or (batch_ready_s[right] == spare_ready_s[left] and batch[right] < spare[left])
         ):
-            queue.batch[at], queue.batch_ready_s[at] = queue.batch[right], queue.batch_ready_s[right]
+            batch[at], batch_ready_s[at] = batch[right], batch_ready_s[right]
             right += 1
         else:
-            queue.batch[at], queue.batch_ready_s[at] = queue.spare[left], queue.spare_ready_s[left]
+            batch[at], batch_ready_s[at] = spare[left], spare_ready_s[left]
             left += 1
         at += 1
 
 
 @kernel
-def _scatter(queue: Queue, begin: int, end: int, origin_s: float, scale: float, num_buckets: int) -> int:
-    """Puts a batch into buckets from a new origin on; returns the list of those beyond the last bucket."""
+def _earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> float:
+    """The smallest ready time in ``batch[begin:end]``."""
+    earliest_s = ready_s[batch[begin]]
+    for i in range(begin + 1, end):
+        earliest_s = min(earliest_s, ready_s[batch[i]])
+    return float(earliest_s)
+
+
+@kernel
+def _scatter(
+    batch: IntArray,
+    ready_s: FloatArray,
+    head: IntArray,
+    link: IntArray,
+    begin: int,
+    end: int,
+    origin_s: float,
+    scale: float,
+    num_buckets: int,
+) -> int:
+    """Puts tasks into buckets from a new origin on; returns the list of those beyond the last bucket."""
     overflow = -1
     for i in range(begin, end):
-        task = queue.batch[i]
-        place = (queue.batch_ready_s[i] - origin_s) * scale
+        task = batch[i]
+        place = (ready_s[task] - origin_s) * scale
         if place >= num_buckets:
-            queue.link[task] = overflow
+            link[task] = overflow
             overflow = task
         else:
-            queue.link[task] = queue.head[int(place)]
-            queue.head[int(place)] = task
+            link[task] = head[int(place)]
+            head[int(place)] = task
     return overflow

@@ -10,13 +10,13 @@ task, as `optimizer.step()` does, as soon as their gradients are there.
 from soaprl.cluster.tables import ClusterTables, IntArray
 from soaprl.cost.kernels import kernel
 from soaprl.cost.transfers import CollectiveScratch, all_reduce
-from soaprl.simulator.assemble import _enter
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     HALF,
     NUM_CONTRIBUTIONS,
     NUM_EDGES,
     NUM_SYNC,
+    NUM_TASKS,
     STAMP,
     SYNC_BYTES,
     SYNC_ID,
@@ -121,100 +121,64 @@ def link_synchronization(
     overlap: bool,
 ) -> None:
     """Enters all that comes after the backward pass."""
-    for device in range(tables.num_devices):
-        work.in_degree[work.totals[UPDATE_ID] + device] = 0
+    totals, in_degree, out_degree, slot = work.totals, work.in_degree, work.out_degree, work.slot
+    holders, source, target = plans.holders, work.contribution_source, work.contribution_target
+    cover_reader, cover_part, contributes = pools.cover_reader, pools.cover_part, pools.cover_contributes
+    devices, forward_id, readers = layout.devices, work.forward_id, graph.reader_operator
+    update_id, mirror = totals[UPDATE_ID], 2 * totals[HALF] - 1
+    in_degree[update_id : update_id + tables.num_devices] = 0
     if not overlap:
         _enter_barrier(graph, layout, work)
-    num_types = pools.num_types
     for g in range(len(layout.cell_begin)):
+        reader_begin = graph.reader_begin[g]
         for cell in range(layout.cell_begin[g], layout.cell_end[g]):
             plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
-            _hold_cell(pools, tables, plans, work, cell, plan, num_types)
+            first, count = plans.holder_begin[plan], plans.num_holders[plan]
+            _hold_cell(pools, tables, work, cell, holders, first, count)
             if not pools.cell_trainable[cell]:
                 continue
-            if plans.num_holders[plan] == 1:
-                work.slot[plans.root[plan]] = work.totals[UPDATE_ID] + plans.root[plan]
+            if count == 1:
+                slot[holders[first]] = update_id + holders[first]
             elif paper:
-                _enter_exchange(pools, tables, layout, graph, plans, work, g, cell, plan, overlap=overlap)
+                _enter_exchange(graph, pools, layout, tables, plans, work, g, cell, plan, overlap)
             else:
-                _enter_all_reduce(pools, tables, plans, work, cell, plan, overlap=overlap)
-            if overlap or plans.num_holders[plan] == 1:
-                _contribute(graph, pools, layout, work, g, cell)
+                _enter_all_reduce(pools, tables, plans, work, cell, plan, overlap)
+            if not overlap and count > 1:
+                continue
+            i = totals[NUM_CONTRIBUTIONS]
+            for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
+                if contributes[c]:
+                    operator, part = readers[reader_begin + cover_reader[c]], cover_part[c]
+                    task, waiting = forward_id[operator] + part, slot[devices[operator, part]]
+                    source[i], target[i] = mirror - task, waiting
+                    out_degree[task] += 1
+                    in_degree[waiting] += 1
+                    i += 1
+            totals[NUM_CONTRIBUTIONS] = i
     _enter_updates(tables, work)
     if not overlap:
         _link_barrier(work)
 
 
 @kernel
-def _enter_barrier(graph: GraphTables, layout: Layout, work: Workspace) -> None:
-    """A task without duration after all backward tasks."""
-    barrier = work.totals[SYNC_ID] - 1
-    if not graph.has_backward.any():
-        return
-    _enter(work, barrier, -1, 0.0, 0)
-    for o in range(graph.num_operators):
-        if graph.has_backward[o]:
-            for task in range(work.forward_id[o], work.forward_id[o] + layout.num_parts[o]):
-                _wait(work, task, barrier)
-
-
-@kernel
-def _wait(work: Workspace, forward_task: int, target: int) -> None:
-    """Lets `target` wait for the mirror image of `forward_task`."""
-    i = work.totals[NUM_CONTRIBUTIONS]
-    work.contribution_source[i] = 2 * work.totals[HALF] - 1 - forward_task
-    work.contribution_target[i] = target
-    work.totals[NUM_CONTRIBUTIONS] = i + 1
-    work.out_degree[forward_task] += 1
-    work.in_degree[target] += 1
-
-
-@kernel
 def _hold_cell(
     pools: PatternPools,
     tables: ClusterTables,
-    plans: Plans,
     work: Workspace,
     cell: int,
-    plan: int,
-    num_types: int,
+    holders: IntArray,
+    first: int,
+    count: int,
 ) -> None:
     """Adds a cell's memory and update time to its holders."""
-    first = plans.holder_begin[plan]
-    for device in plans.holders[first : first + plans.num_holders[plan]]:
-        work.held_bytes[0, device] += pools.cell_bytes[cell]
-        if pools.cell_trainable[cell]:
-            work.held_bytes[1, device] += pools.cell_bytes[cell]
-            work.update_s[device] += pools.cell_update_s[cell * num_types + tables.device_type[device]]
-
-
-@kernel
-def _next_sync(work: Workspace, plan: int, resource: int, duration_s: float, num_bytes: int) -> int:
-    """Enters a synchronization task without successors."""
-    task = int(work.totals[SYNC_ID] + work.totals[NUM_SYNC])
-    work.totals[NUM_SYNC] += 1
-    _enter(work, task, resource, duration_s, num_bytes)
-    work.origin[task] = plan
-    work.out_degree[task] = 0
-    work.successor_begin[task] = work.totals[NUM_EDGES]
-    work.successor_end[task] = work.totals[NUM_EDGES]
-    return task
-
-
-@kernel
-def _then(work: Workspace, task: int, successor: int) -> None:
-    """Lets `successor` wait for `task`, which was the last one to get a successor."""
-    work.successors[work.totals[NUM_EDGES]] = successor
-    work.totals[NUM_EDGES] += 1
-    work.successor_end[task] = work.totals[NUM_EDGES]
-    work.in_degree[successor] += 1
-
-
-@kernel
-def _await_barrier(work: Workspace, task: int, overlap: bool) -> None:
-    if not overlap:
-        work.out_degree[task] = 1
-        work.in_degree[task] += 1
+    held, update_s, device_type = work.held_bytes, work.update_s, tables.device_type
+    cell_update_s, at = pools.cell_update_s, cell * pools.num_types
+    size, trainable = pools.cell_bytes[cell], pools.cell_trainable[cell]
+    for i in range(first, first + count):
+        device = holders[i]
+        held[0, device] += size
+        held[1, device] += size * trainable
+        update_s[device] += cell_update_s[at + device_type[device]]
 
 
 @kernel
@@ -227,24 +191,49 @@ def _enter_all_reduce(
     plan: int,
     overlap: bool,
 ) -> None:
-    num_devices, count = tables.num_devices, plans.num_holders[plan]
-    resource = num_devices + num_devices * num_devices + plan
-    num_bytes = pools.cell_bytes[cell]
-    task = _next_sync(work, plan, resource, plans.time_s[plan], num_bytes)
-    _await_barrier(work, task, overlap=overlap)
-    work.totals[SYNC_BYTES] += 2 * (count - 1) * num_bytes
-    first = plans.holder_begin[plan]
-    for device in plans.holders[first : first + count]:
-        work.slot[device] = task
-        _then(work, task, work.totals[UPDATE_ID] + device)
+    """One collective, then the updates of its holders; `slot` of each holder names the collective."""
+    totals, slot, successors, in_degree = work.totals, work.slot, work.successors, work.in_degree
+    first, count, holders = plans.holder_begin[plan], plans.num_holders[plan], plans.holders
+    resource = tables.num_devices * (tables.num_devices + 1) + plan
+    task = _next_sync(work, plan, resource, plans.time_s[plan], pools.cell_bytes[cell])
+    if not overlap:
+        work.out_degree[task], in_degree[task] = 1, 1
+    totals[SYNC_BYTES] += 2 * (count - 1) * pools.cell_bytes[cell]
+    edge = totals[NUM_EDGES]
+    for i in range(first, first + count):
+        update = totals[UPDATE_ID] + holders[i]
+        slot[holders[i]] = task
+        successors[edge] = update
+        in_degree[update] += 1
+        edge += 1
+    work.successor_end[task] = edge
+    totals[NUM_EDGES] = edge
+
+
+@kernel
+def _next_sync(work: Workspace, plan: int, resource: int, duration_s: float, num_bytes: int) -> int:
+    """Enters a synchronization task without successors, which waits for nothing yet."""
+    task = int(work.totals[SYNC_ID] + work.totals[NUM_SYNC])
+    work.totals[NUM_SYNC] += 1
+    work.totals[NUM_TASKS] += 1
+    work.resource[task] = resource
+    work.duration_s[task] = duration_s
+    work.num_bytes[task] = num_bytes
+    work.ready_s[task] = 0.0
+    work.in_degree[task] = 0
+    work.out_degree[task] = 0
+    work.origin[task] = plan
+    work.successor_begin[task] = work.totals[NUM_EDGES]
+    work.successor_end[task] = work.totals[NUM_EDGES]
+    return task
 
 
 @kernel
 def _enter_exchange(
-    pools: PatternPools,
-    tables: ClusterTables,
-    layout: Layout,
     graph: GraphTables,
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
     plans: Plans,
     work: Workspace,
     g: int,
@@ -252,48 +241,61 @@ def _enter_exchange(
     plan: int,
     overlap: bool,
 ) -> None:
-    """Transfers to the root and back."""
+    """Transfers to the root and back; `slot` of each contributing holder names what waits for it.
+
+    Ids: the transfers to the root by holder, the join, the transfers back by holder.
+    """
+    totals, slot, in_degree = work.totals, work.slot, work.in_degree
     holders = plans.holders[plans.holder_begin[plan] : plans.holder_begin[plan] + plans.num_holders[plan]]
-    root, num_bytes, update_id = plans.root[plan], pools.cell_bytes[cell], work.totals[UPDATE_ID]
-    work.slot[holders] = -1
+    root, size = plans.root[plan], pools.cell_bytes[cell]
+    for device in holders:
+        slot[device] = 0
     for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
         if pools.cover_contributes[c]:
-            work.slot[_holder(graph, pools, layout, g, c)] = 0
+            slot[_holder(graph, pools, layout, g, c)] = 1
+    slot[root] = 0
     num_senders = 0
     for device in holders:
-        num_senders += 1 if device != root and work.slot[device] == 0 else 0
-    join = work.totals[SYNC_ID] + work.totals[NUM_SYNC] + num_senders
-    work.in_degree[join] = 0
+        num_senders += slot[device]
+    join = totals[SYNC_ID] + totals[NUM_SYNC] + num_senders
     for device in holders:
-        if device != root and work.slot[device] == 0:
-            task = _enter_transfer(tables, work, plan, device, root, num_bytes)
-            _await_barrier(work, task, overlap=overlap)
-            work.slot[device] = task
-    for task in range(join - num_senders, join):
-        work.successor_begin[task] = work.totals[NUM_EDGES]
-        work.successors[work.totals[NUM_EDGES]] = join
-        work.totals[NUM_EDGES] += 1
-        work.successor_end[task] = work.totals[NUM_EDGES]
+        if slot[device] == 1:
+            slot[device] = _enter_transfer(tables, work, plan, device, root, size)
+            _then(work, slot[device], join)
+            if not overlap:
+                work.out_degree[slot[device]], in_degree[slot[device]] = 1, 1
     _next_sync(work, plan, -1, 0.0, 0)
-    work.in_degree[join] = num_senders
-    _await_barrier(work, join, overlap=overlap)
-    work.slot[root] = join
-    _then(work, join, update_id + root)
-    first_back = join + 1
-    for k in range(len(holders) - 1):
-        work.in_degree[first_back + k] = 0
-        _then(work, join, first_back + k)
+    in_degree[join] = num_senders
+    slot[root] = join
+    if not overlap:
+        work.out_degree[join] = 1
+        in_degree[join] += 1
+    _then(work, join, totals[UPDATE_ID] + root)
+    in_degree[totals[UPDATE_ID] + root] += 1
+    for k in range(1, len(holders)):
+        _then(work, join, join + k)
     for device in holders:
         if device != root:
-            task = _enter_transfer(tables, work, plan, root, device, num_bytes)
-            work.in_degree[task] = 1
-            _then(work, task, update_id + device)
+            task = _enter_transfer(tables, work, plan, root, device, size)
+            in_degree[task] = 1
+            _then(work, task, totals[UPDATE_ID] + device)
+            in_degree[totals[UPDATE_ID] + device] += 1
+
+
+@kernel
+def _then(work: Workspace, task: int, successor: int) -> None:
+    """Adds a successor to the task that got the last one."""
+    edge = work.totals[NUM_EDGES]
+    work.successors[edge] = successor
+    work.totals[NUM_EDGES] = edge + 1
+    work.successor_end[task] = edge + 1
 
 
 @kernel
 def _enter_transfer(
     tables: ClusterTables, work: Workspace, plan: int, source: int, target: int, num_bytes: int
 ) -> int:
+    """Enters a transfer of synchronization."""
     route = source * tables.num_devices + target
     time_s = tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route]
     work.totals[SYNC_BYTES] += num_bytes
@@ -308,36 +310,52 @@ def _holder(graph: GraphTables, pools: PatternPools, layout: Layout, g: int, cov
 
 
 @kernel
-def _contribute(
-    graph: GraphTables, pools: PatternPools, layout: Layout, work: Workspace, g: int, cell: int
-) -> None:
-    """Lets what `slot` names on each holder wait for the backward tasks there."""
-    for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
-        if pools.cover_contributes[c]:
-            operator = graph.reader_operator[graph.reader_begin[g] + pools.cover_reader[c]]
-            device = layout.devices[operator, pools.cover_part[c]]
-            _wait(work, work.forward_id[operator] + pools.cover_part[c], work.slot[device])
+def _enter_updates(tables: ClusterTables, work: Workspace) -> None:
+    """Completes the updates that something was found to precede."""
+    for device in range(tables.num_devices):
+        task = work.totals[UPDATE_ID] + device
+        if work.in_degree[task] > 0:
+            work.resource[task] = device
+            work.duration_s[task] = work.update_s[device]
+            work.num_bytes[task] = 0
+            work.ready_s[task] = 0.0
+            work.successor_begin[task] = 0
+            work.successor_end[task] = 0
+            work.totals[NUM_TASKS] += 1
 
 
 @kernel
-def _enter_updates(tables: ClusterTables, work: Workspace) -> None:
-    for device in range(tables.num_devices):
-        task = work.totals[UPDATE_ID] + device
-        waits = work.in_degree[task]
-        if waits > 0:
-            _enter(work, task, device, work.update_s[device], 0)
-            work.in_degree[task] = waits
-            work.successor_begin[task] = 0
-            work.successor_end[task] = 0
+def _enter_barrier(graph: GraphTables, layout: Layout, work: Workspace) -> None:
+    """A task without duration after all backward tasks."""
+    if not graph.has_backward.any():
+        return
+    barrier, mirror = work.totals[SYNC_ID] - 1, 2 * work.totals[HALF] - 1
+    source, target, out_degree = work.contribution_source, work.contribution_target, work.out_degree
+    work.resource[barrier] = -1
+    work.duration_s[barrier] = 0.0
+    work.num_bytes[barrier] = 0
+    work.ready_s[barrier] = 0.0
+    i = 0
+    for o in range(graph.num_operators):
+        if graph.has_backward[o]:
+            for task in range(work.forward_id[o], work.forward_id[o] + layout.num_parts[o]):
+                source[i], target[i] = mirror - task, barrier
+                out_degree[task] += 1
+                i += 1
+    work.in_degree[barrier] = i
+    work.totals[NUM_CONTRIBUTIONS] = i
+    work.totals[NUM_TASKS] += 1
 
 
 @kernel
 def _link_barrier(work: Workspace) -> None:
-    """Enters the successors of the barrier: the synchronization tasks that start a synchronization."""
-    barrier = work.totals[SYNC_ID] - 1
-    work.successor_begin[barrier] = work.totals[NUM_EDGES]
-    for task in range(work.totals[SYNC_ID], work.totals[SYNC_ID] + work.totals[NUM_SYNC]):
+    """Enters the successors of the barrier: the tasks that start a synchronization."""
+    barrier, first = work.totals[SYNC_ID] - 1, work.totals[SYNC_ID]
+    edge = work.totals[NUM_EDGES]
+    work.successor_begin[barrier] = edge
+    for task in range(first, first + work.totals[NUM_SYNC]):
         if work.out_degree[task] == 1:
-            work.successors[work.totals[NUM_EDGES]] = task
-            work.totals[NUM_EDGES] += 1
-    work.successor_end[barrier] = work.totals[NUM_EDGES]
+            work.successors[edge] = task
+            edge += 1
+    work.successor_end[barrier] = edge
+    work.totals[NUM_EDGES] = edge
