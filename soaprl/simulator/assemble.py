@@ -29,7 +29,6 @@ from soaprl.simulator.state import (
     ACTIVATION_BYTES,
     BOX,
     BYTES,
-    CURSOR,
     FIRST,
     FIRST_GRADIENT,
     GRADIENT_BYTES,
@@ -39,14 +38,19 @@ from soaprl.simulator.state import (
     LAST_GRADIENT,
     NEXT,
     NUM_CONTRIBUTIONS,
+    NUM_DELIVERIES,
     NUM_EDGES,
     NUM_GRADIENTS,
     NUM_IDS,
     NUM_READERS,
+    NUM_READINGS,
     NUM_TASKS,
+    PART,
+    SOURCE,
     STAMP,
     SYNC_ID,
     TARGET,
+    TASK,
     UPDATE_ID,
     Layout,
     Workspace,
@@ -106,14 +110,14 @@ def begin_tasks(
     in_degree, out_degree, ready_s = work.in_degree, work.out_degree, work.ready_s
     forward_s, backward_s, device_type = pools.forward_s, pools.backward_s, tables.device_type
     kept_bytes, passing_bytes, memory = pools.kept_bytes, pools.passing_bytes, work.memory_bytes[0]
-    devices, forward_id = layout.devices, work.forward_id
+    devices, forward_id, part_base = layout.devices, work.forward_id, layout.part_base
+    has_backward, parts, num_types = graph.has_backward, layout.num_parts, pools.num_types
     mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
     for o in range(graph.num_operators):
-        backward = graph.has_backward[o]
-        num_parts, row = layout.num_parts[o], layout.part_base[o]
+        backward, num_parts, row = has_backward[o], parts[o], part_base[o]
         for task in range(forward_id[o], forward_id[o] + num_parts):
             device = devices[o, task - forward_id[o]]
-            timed = row * pools.num_types + device_type[device]
+            timed = row * num_types + device_type[device]
             _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, device, forward_s[timed], 0)
             out_degree[task] = 0
             if backward:
@@ -155,80 +159,75 @@ def _hold(memory: IntArray, device: int, first: int, last: int, num_bytes: int) 
 
 
 @kernel
-def link_outputs(
-    graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace
-) -> None:
-    """Enters the transfers, and all successors of forward tasks and of transfers of outputs."""
-    for o in range(graph.num_operators):
-        _link_operator(graph, pools, layout, tables, work, o)
-
-
-@kernel
-def _link_operator(
-    graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace, o: int
-) -> None:
-    """Links the parts of one operator with their readers, and enters their transfers."""
+def link_outputs(graph: GraphTables, pools: PatternPools, layout: Layout, work: Workspace) -> None:
+    """Enters all successors of forward tasks, and lists the deliveries."""
     rows, pair_reader, pair_bytes, pair_box = pools.rows, pools.pair_reader, pools.pair_bytes, pools.pair_box
-    edge_begin, devices, forward_id = graph.edge_begin, layout.devices, work.forward_id
-    in_degree, out_degree, successors, mirrored = (
+    output_begin, edge_begin, output_saved = graph.output_begin, graph.edge_begin, graph.output_saved
+    consumers, gradients, saves = graph.edge_consumer, graph.edge_gradient, graph.edge_saved
+    output_bytes, row_base, devices = pools.output_bytes, layout.row_base, layout.devices
+    forward_id, delivery_id, in_degree, out_degree = (
+        work.forward_id,
+        work.delivery_id,
         work.in_degree,
         work.out_degree,
-        work.successors,
-        work.mirrored,
     )
-    deliveries, slot, slot_stamp = work.deliveries, work.slot, work.slot_stamp
-    reading_delivery, reading_task, memory = work.reading_delivery, work.reading_task, work.memory_bytes[0]
-    first_output, last_output = graph.output_begin[o], graph.output_begin[o + 1]
-    last_step, mirror = 2 * graph.num_operators - 1, 2 * work.totals[HALF] - 1
-    size_at, backward = layout.output_base[o], graph.has_backward[o]
-    stamp = work.totals[STAMP]
-    for p in range(layout.num_parts[o]):
-        task, device = forward_id[o] + p, devices[o, p]
-        edge, num_deliveries, num_readings = work.totals[NUM_EDGES], 0, 0
-        work.successor_begin[task] = edge
-        for output in range(first_output, last_output):
-            stamp += 1
-            last, last_gradient, keeper = o, -1, o if graph.output_saved[output] else _NOBODY
-            for e in range(edge_begin[output], edge_begin[output + 1]):
-                reader, row = graph.edge_consumer[e], layout.row_base[e] + p
-                gradient, saved = graph.edge_gradient[e], graph.edge_saved[e]
-                if rows[row] < rows[row + 1]:
-                    last, last_gradient = reader, reader if gradient else last_gradient
-                for pair in range(rows[row], rows[row + 1]):
-                    target = forward_id[reader] + pair_reader[pair]
-                    target_device = devices[reader, pair_reader[pair]]
-                    in_degree[target] += 1
-                    out_degree[target] += gradient
-                    if target_device == device:
-                        successors[edge], mirrored[edge] = target, gradient
-                        edge += 1
-                        in_degree[mirror - task] += gradient
-                        keeper = min(keeper, reader) if saved else keeper
-                        continue
-                    if slot_stamp[target_device] != stamp:
-                        slot_stamp[target_device], slot[target_device] = stamp, -1
-                    k = _delivery(deliveries, slot, num_deliveries, target_device, pair_box[pair])
-                    if k == num_deliveries:
-                        num_deliveries += 1
-                        deliveries[k, BYTES], deliveries[k, FIRST] = pair_bytes[pair], reader
-                    _add_reader(deliveries, k, reader, gradient, saved)
-                    reading_delivery[num_readings] = k
-                    reading_task[num_readings] = 2 * target + gradient
-                    num_readings += 1
-            size = pools.output_bytes[size_at]
-            size_at += 1
-            _hold(memory, device, o, last if keeper == _NOBODY else last_step - keeper, size)
-            if last_gradient >= 0:
-                _hold(memory, device, last_step - last_gradient, last_step - o, size)
-        if backward:
-            successors[edge], mirrored[edge] = mirror - task, 0
-            edge += 1
-            in_degree[mirror - task] += 1
-        work.successor_end[task] = edge
-        work.totals[NUM_EDGES] = edge
-        if num_deliveries > 0:
-            _enter_deliveries(graph, tables, work, o, p, device, num_deliveries, num_readings)
-    work.totals[STAMP] = stamp
+    successors, mirrored, deliveries = work.successors, work.mirrored, work.deliveries
+    begins, ends, slot, slot_stamp = work.successor_begin, work.successor_end, work.slot, work.slot_stamp
+    readings, memory = work.readings, work.memory_bytes[0]
+    last_step, mirror, stamp = 2 * graph.num_operators - 1, 2 * work.totals[HALF] - 1, work.totals[STAMP]
+    edge, num_deliveries, num_readings = 0, 0, 0
+    for o in range(graph.num_operators):
+        size_at, backward, next_id = layout.output_base[o], graph.has_backward[o], delivery_id[o]
+        for p in range(layout.num_parts[o]):
+            task, device, before = forward_id[o] + p, devices[o, p], num_deliveries
+            begins[task] = edge
+            for output in range(output_begin[o], output_begin[o + 1]):
+                stamp += 1
+                last, last_gradient, keeper = o, -1, o if output_saved[output] else _NOBODY
+                for e in range(edge_begin[output], edge_begin[output + 1]):
+                    reader, gradient, saved, row = consumers[e], gradients[e], saves[e], row_base[e] + p
+                    if rows[row] < rows[row + 1]:
+                        last, last_gradient = reader, reader if gradient else last_gradient
+                    for pair in range(rows[row], rows[row + 1]):
+                        target = forward_id[reader] + pair_reader[pair]
+                        target_device = devices[reader, pair_reader[pair]]
+                        in_degree[target] += 1
+                        out_degree[target] += gradient
+                        if target_device == device:
+                            successors[edge], mirrored[edge] = target, gradient
+                            edge += 1
+                            in_degree[mirror - task] += gradient
+                            keeper = min(keeper, reader) if saved else keeper
+                            continue
+                        if slot_stamp[target_device] != stamp:
+                            slot_stamp[target_device], slot[target_device] = stamp, -1
+                        k = _delivery(deliveries, slot, num_deliveries, target_device, pair_box[pair])
+                        if k == num_deliveries:
+                            num_deliveries += 1
+                            deliveries[k, BYTES], deliveries[k, FIRST] = pair_bytes[pair], reader
+                        _add_reader(deliveries, k, reader, gradient, saved)
+                        readings[num_readings, 0], readings[num_readings, 1] = k, 2 * target + gradient
+                        num_readings += 1
+                size = output_bytes[size_at]
+                size_at += 1
+                _hold(memory, device, o, last if keeper == _NOBODY else last_step - keeper, size)
+                if last_gradient >= 0:
+                    _hold(memory, device, last_step - last_gradient, last_step - o, size)
+            for k in range(before, num_deliveries):
+                deliveries[k, TASK], deliveries[k, SOURCE], deliveries[k, PART] = next_id, device, p
+                flows = min(1, deliveries[k, NUM_GRADIENTS])
+                successors[edge], mirrored[edge] = next_id, flows
+                in_degree[mirror - task] += flows
+                edge += 1
+                next_id += 1
+            if backward:
+                successors[edge], mirrored[edge] = mirror - task, 0
+                in_degree[mirror - task] += 1
+                edge += 1
+            ends[task] = edge
+        work.num_deliveries[o] = next_id - delivery_id[o]
+    work.totals[STAMP], work.totals[NUM_EDGES] = stamp, edge
+    work.totals[NUM_DELIVERIES], work.totals[NUM_READINGS] = num_deliveries, num_readings
 
 
 @kernel
@@ -264,92 +263,65 @@ def _add_reader(deliveries: IntArray, k: int, reader: int, gradient: int, saved:
 
 
 @kernel
-def _enter_deliveries(
-    graph: GraphTables,
-    tables: ClusterTables,
-    work: Workspace,
-    o: int,
-    p: int,
-    device: int,
-    num_deliveries: int,
-    num_readings: int,
-) -> None:
-    """Enters the transfers of one part's outputs, and of their gradients, with their successors.
-
-    The part's own successors are the last ones entered, and go on with the transfers.
-    """
+def enter_deliveries(graph: GraphTables, tables: ClusterTables, work: Workspace) -> None:
+    """Enters the transfers of outputs and of their gradients, and the memory they take."""
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
     in_degree, ready_s, origin = work.in_degree, work.ready_s, work.origin
     latency_s, bandwidth = tables.route_latency_s, tables.route_bandwidth_bytes_per_s
     successors, mirrored, deliveries = work.successors, work.mirrored, work.deliveries
-    begins, ends = work.successor_begin, work.successor_end
-    num_devices, mirror, part = tables.num_devices, 2 * work.totals[HALF] - 1, work.forward_id[o] + p
-    task = work.delivery_id[o] + work.num_deliveries[o]
-    edge = work.totals[NUM_EDGES] + num_deliveries
-    num_back, moved, moved_back = 0, 0, 0
-    for k in range(num_deliveries):
-        target, size, gradients = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, NUM_GRADIENTS]
-        route = device * num_devices + target
+    begins, ends, readings, memory = (
+        work.successor_begin,
+        work.successor_end,
+        work.readings,
+        work.memory_bytes,
+    )
+    num_devices, mirror, last_step = (
+        tables.num_devices,
+        2 * work.totals[HALF] - 1,
+        2 * graph.num_operators - 1,
+    )
+    edge, num_back, moved, moved_back = work.totals[NUM_EDGES], 0, 0, 0
+    for k in range(work.totals[NUM_DELIVERIES]):
+        task, source, target = deliveries[k, TASK], deliveries[k, SOURCE], deliveries[k, TARGET]
+        size, gradients, part = deliveries[k, BYTES], deliveries[k, NUM_GRADIENTS], deliveries[k, PART]
+        route = source * num_devices + target
         time_s = latency_s[route] + size / bandwidth[route]
         _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, num_devices + route, time_s, size)
-        in_degree[task], origin[task] = 1, p
+        in_degree[task], origin[task] = 1, part
         moved += size
         if gradients > 0:
-            route, back = target * num_devices + device, mirror - task
+            route, back = target * num_devices + source, mirror - task
             time_s = latency_s[route] + size / bandwidth[route]
             _enter(
                 resource, duration_s, num_bytes, in_degree, ready_s, back, num_devices + route, time_s, size
             )
-            in_degree[back], origin[back] = gradients, p
+            in_degree[back], origin[back] = gradients, part
             moved_back += size
             num_back += 1
-        at = work.totals[NUM_EDGES] + k
-        successors[at], mirrored[at] = task, 1 if gradients > 0 else 0
-        deliveries[k, CURSOR], begins[task] = edge, edge
+        _hold_delivery(deliveries, memory, last_step, k)
+        begins[task], ends[task] = edge, edge
         edge += deliveries[k, NUM_READERS]
-        ends[task] = edge
-        task += 1
-    ends[part] = work.totals[NUM_EDGES] + num_deliveries
-    in_degree[mirror - part] += num_back
+    for i in range(work.totals[NUM_READINGS]):
+        task, reading = deliveries[readings[i, 0], TASK], readings[i, 1]
+        successors[ends[task]], mirrored[ends[task]] = reading >> 1, reading & 1
+        ends[task] += 1
     work.totals[NUM_EDGES] = edge
-    work.totals[NUM_TASKS] += num_deliveries + num_back
-    work.totals[ACTIVATION_BYTES] += moved
-    work.totals[GRADIENT_BYTES] += moved_back
-    work.num_deliveries[o] += num_deliveries
-    _link_deliveries(deliveries, work.reading_delivery, work.reading_task, successors, mirrored, num_readings)
-    _hold_deliveries(deliveries, work.memory_bytes, 2 * graph.num_operators - 1, num_deliveries)
+    work.totals[NUM_TASKS] += work.totals[NUM_DELIVERIES] + num_back
+    work.totals[ACTIVATION_BYTES] = moved
+    work.totals[GRADIENT_BYTES] = moved_back
 
 
 @kernel
-def _link_deliveries(
-    deliveries: IntArray,
-    reading_delivery: IntArray,
-    reading_task: IntArray,
-    successors: IntArray,
-    mirrored: IntArray,
-    num_readings: int,
-) -> None:
-    """Enters the successors of the transfers of one part: the tasks that wait for them."""
-    for i in range(num_readings):
-        k = reading_delivery[i]
-        at = deliveries[k, CURSOR]
-        deliveries[k, CURSOR] += 1
-        successors[at] = reading_task[i] >> 1
-        mirrored[at] = reading_task[i] & 1
-
-
-@kernel
-def _hold_deliveries(deliveries: IntArray, memory: IntArray, last_step: int, num_deliveries: int) -> None:
-    """Lets the received pieces, and their gradients, live on the device they were sent to."""
-    for k in range(num_deliveries):
-        target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
-        if keeper == _NOBODY:
-            _hold(memory[1], target, deliveries[k, FIRST], deliveries[k, LAST], size)
-        else:
-            _hold(memory[0], target, deliveries[k, FIRST], last_step - keeper, size)
-        if deliveries[k, NUM_GRADIENTS] > 0:
-            born = last_step - deliveries[k, LAST_GRADIENT]
-            _hold(memory[1], target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
+def _hold_delivery(deliveries: IntArray, memory: IntArray, last_step: int, k: int) -> None:
+    """Lets a received piece, and its gradient, live on the device it was sent to."""
+    target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
+    if keeper == _NOBODY:
+        _hold(memory[1], target, deliveries[k, FIRST], deliveries[k, LAST], size)
+    else:
+        _hold(memory[0], target, deliveries[k, FIRST], last_step - keeper, size)
+    if deliveries[k, NUM_GRADIENTS] > 0:
+        born = last_step - deliveries[k, LAST_GRADIENT]
+        _hold(memory[1], target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
 
 
 @kernel
@@ -362,15 +334,16 @@ def link_backward(graph: GraphTables, layout: Layout, work: Workspace) -> None:
         work.mirrored,
     )
     out_degree, forward_id, first_delivery = work.out_degree, work.forward_id, work.delivery_id
+    num_parts, num_deliveries = layout.num_parts, work.num_deliveries
     mirror = 2 * work.totals[HALF] - 1
     edge = work.totals[NUM_EDGES]
     for o in range(graph.num_operators):
-        for task in range(forward_id[o], forward_id[o] + layout.num_parts[o]):
+        for task in range(forward_id[o], forward_id[o] + num_parts[o]):
             begins[mirror - task] = edge
             ends[mirror - task] = edge
             edge += out_degree[task]
     for o in range(graph.num_operators):
-        first, end = first_delivery[o], first_delivery[o] + work.num_deliveries[o]
+        first, end = first_delivery[o], first_delivery[o] + num_deliveries[o]
         for task in range(forward_id[o], end):
             for e in range(begins[task], ends[task]):
                 if not mirrored[e]:

@@ -7,7 +7,14 @@ import numpy as np
 from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
 from soaprl.cost.kernels import kernel
 from soaprl.cost.transfers import CollectiveScratch, collective_scratch
-from soaprl.simulator.assemble import begin, begin_tasks, link_backward, link_outputs, measure
+from soaprl.simulator.assemble import (
+    begin,
+    begin_tasks,
+    enter_deliveries,
+    link_backward,
+    link_outputs,
+    measure,
+)
 from soaprl.simulator.cells import SyncPattern, SyncPools
 from soaprl.simulator.memory import peak_memory
 from soaprl.simulator.patterns import EdgePattern, OperatorPattern, OperatorPools, PatternPools
@@ -270,7 +277,8 @@ def assemble(
     """The task graph of the strategy in `layout`, into `work`."""
     begin(graph, layout, work, tables.num_devices, paper=paper)
     begin_tasks(graph, pools, layout, tables, work)
-    link_outputs(graph, pools, layout, tables, work)
+    link_outputs(graph, pools, layout, work)
+    enter_deliveries(graph, tables, work)
     link_synchronization(graph, pools, layout, tables, plans, work, paper=paper, overlap=overlap)
     link_backward(graph, layout, work)
 

@@ -66,6 +66,7 @@ class Plans(NamedTuple):
         num_links: How many links it uses.
         links: The links.
         busy_s: How long each of them is busy.
+        task: Id of the all-reduce.
     """
 
     cursor: IntArray
@@ -78,6 +79,7 @@ class Plans(NamedTuple):
     num_links: IntArray
     links: IntArray
     busy_s: FloatArray
+    task: IntArray
 
 
 class Workspace(NamedTuple):
@@ -100,9 +102,9 @@ class Workspace(NamedTuple):
         finish_s: By id.
         successors: Successor ids.
         mirrored: For each successor of a forward task or transfer: 1 if a gradient flows back.
-        deliveries: Working memory: the transfers of one part's outputs; see `soaprl.simulator.assemble`.
-        reading_delivery: Working memory: for each remote reading of a part's outputs, the delivery.
-        reading_task: Working memory: the task that reads.
+        deliveries: Working memory: a row for each transfer of an output; the columns are below.
+        readings: Working memory: for each reading on another device the delivery, and 2 * the reading task + 1
+            if a gradient flows back.
         slot: Shape [devices]: working memory.
         slot_stamp: Shape [devices]: working memory.
         contribution_source: Working memory: backward tasks that synchronization waits for.
@@ -130,8 +132,7 @@ class Workspace(NamedTuple):
     successors: IntArray
     mirrored: IntArray
     deliveries: IntArray
-    reading_delivery: IntArray
-    reading_task: IntArray
+    readings: IntArray
     slot: IntArray
     slot_stamp: IntArray
     contribution_source: IntArray
@@ -145,12 +146,14 @@ class Workspace(NamedTuple):
 # Entries of `Workspace.totals`.
 NUM_TASKS, HALF, SYNC_ID, UPDATE_ID, NUM_IDS, NUM_EDGES = 0, 1, 2, 3, 4, 5
 ACTIVATION_BYTES, GRADIENT_BYTES, SYNC_BYTES, NUM_CONTRIBUTIONS, STAMP, NUM_SYNC = 6, 7, 8, 9, 10, 11
-NUM_TOTALS = 12
+NUM_DELIVERIES, NUM_READINGS = 12, 13
+NUM_TOTALS = 14
 
 # Columns of `Workspace.deliveries`.
 BOX, NEXT, NUM_READERS, NUM_GRADIENTS = 0, 1, 2, 3
-FIRST, LAST, KEEPER, FIRST_GRADIENT, LAST_GRADIENT, BYTES, TARGET, CURSOR = 4, 5, 6, 7, 8, 9, 10, 11
-NUM_COLUMNS = 12
+FIRST, LAST, KEEPER, FIRST_GRADIENT, LAST_GRADIENT = 4, 5, 6, 7, 8
+BYTES, SOURCE, TARGET, PART, TASK = 9, 10, 11, 12, 13
+NUM_COLUMNS = 14
 
 
 def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
@@ -172,7 +175,7 @@ def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
 
 def empty_plans(room: int) -> Plans:
     """Plans with room for `room` plans, holders and links."""
-    integers = [np.zeros(room, np.int64) for _ in range(7)]
+    integers = [np.zeros(room, np.int64) for _ in range(8)]
     return Plans(
         cursor=np.zeros(3, np.int64),
         time_s=np.zeros(room, np.float64),
@@ -184,6 +187,7 @@ def empty_plans(room: int) -> Plans:
         num_links=integers[5],
         links=integers[6],
         busy_s=np.zeros(room, np.float64),
+        task=integers[7],
     )
 
 
@@ -208,8 +212,7 @@ def empty_workspace(graph: GraphTables, num_devices: int, num_ids: int, num_edge
         successors=np.zeros(num_edges, np.int64),
         mirrored=np.zeros(num_edges, np.int64),
         deliveries=np.zeros((num_edges, NUM_COLUMNS), np.int64),
-        reading_delivery=np.zeros(num_edges, np.int64),
-        reading_task=np.zeros(num_edges, np.int64),
+        readings=np.zeros((num_edges, 2), np.int64),
         slot=np.zeros(num_devices, np.int64),
         slot_stamp=np.zeros(num_devices, np.int64),
         contribution_source=np.zeros(num_edges, np.int64),

@@ -122,34 +122,38 @@ def link_synchronization(
 ) -> None:
     """Enters all that comes after the backward pass."""
     totals, in_degree, out_degree, slot = work.totals, work.in_degree, work.out_degree, work.slot
-    holders, source, target = plans.holders, work.contribution_source, work.contribution_target
+    source, target, first_holder = work.contribution_source, work.contribution_target, plans.holder_begin
     cover_reader, cover_part, contributes = pools.cover_reader, pools.cover_part, pools.cover_contributes
+    cover_begin, trainable, num_holders = pools.cover_begin, pools.cell_trainable, plans.num_holders
     devices, forward_id, readers = layout.devices, work.forward_id, graph.reader_operator
+    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
+    reader_begin, holders, plan_task = graph.reader_begin, plans.holders, plans.task
     update_id, mirror = totals[UPDATE_ID], 2 * totals[HALF] - 1
     in_degree[update_id : update_id + tables.num_devices] = 0
     if not overlap:
         _enter_barrier(graph, layout, work)
-    for g in range(len(layout.cell_begin)):
-        reader_begin = graph.reader_begin[g]
-        for cell in range(layout.cell_begin[g], layout.cell_end[g]):
-            plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
-            first, count = plans.holder_begin[plan], plans.num_holders[plan]
-            _hold_cell(pools, tables, work, cell, holders, first, count)
-            if not pools.cell_trainable[cell]:
+    _hold_cells(pools, layout, tables, plans, work)
+    if not paper:
+        _enter_all_reduces(pools, layout, tables, plans, work, overlap)
+    for g in range(len(cell_begin)):
+        for cell in range(cell_begin[g], cell_end[g]):
+            plan = plan_begin[g] + cell - cell_begin[g]
+            if not trainable[cell]:
                 continue
+            count = num_holders[plan]
             if count == 1:
-                slot[holders[first]] = update_id + holders[first]
+                slot[holders[first_holder[plan]]] = update_id + holders[first_holder[plan]]
             elif paper:
                 _enter_exchange(graph, pools, layout, tables, plans, work, g, cell, plan, overlap)
-            else:
-                _enter_all_reduce(pools, tables, plans, work, cell, plan, overlap)
             if not overlap and count > 1:
                 continue
             i = totals[NUM_CONTRIBUTIONS]
-            for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
+            for c in range(cover_begin[cell], cover_begin[cell + 1]):
                 if contributes[c]:
-                    operator, part = readers[reader_begin + cover_reader[c]], cover_part[c]
-                    task, waiting = forward_id[operator] + part, slot[devices[operator, part]]
+                    operator, part = readers[reader_begin[g] + cover_reader[c]], cover_part[c]
+                    task, waiting = forward_id[operator] + part, plan_task[plan]
+                    if count == 1 or paper:
+                        waiting = slot[devices[operator, part]]
                     source[i], target[i] = mirror - task, waiting
                     out_degree[task] += 1
                     in_degree[waiting] += 1
@@ -161,52 +165,62 @@ def link_synchronization(
 
 
 @kernel
-def _hold_cell(
-    pools: PatternPools,
-    tables: ClusterTables,
-    work: Workspace,
-    cell: int,
-    holders: IntArray,
-    first: int,
-    count: int,
+def _hold_cells(
+    pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace
 ) -> None:
-    """Adds a cell's memory and update time to its holders."""
-    held, update_s, device_type = work.held_bytes, work.update_s, tables.device_type
-    cell_update_s, at = pools.cell_update_s, cell * pools.num_types
-    size, trainable = pools.cell_bytes[cell], pools.cell_trainable[cell]
-    for i in range(first, first + count):
-        device = holders[i]
-        held[0, device] += size
-        held[1, device] += size * trainable
-        update_s[device] += cell_update_s[at + device_type[device]]
+    """Adds the memory and update time of all cells to their holders."""
+    held, update_s, device_type, num_types = (
+        work.held_bytes,
+        work.update_s,
+        tables.device_type,
+        pools.num_types,
+    )
+    sizes, trainable, cell_update_s = pools.cell_bytes, pools.cell_trainable, pools.cell_update_s
+    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
+    holders, first, count = plans.holders, plans.holder_begin, plans.num_holders
+    for g in range(len(cell_begin)):
+        for cell in range(cell_begin[g], cell_end[g]):
+            plan = plan_begin[g] + cell - cell_begin[g]
+            size, trained = sizes[cell], sizes[cell] * trainable[cell]
+            for i in range(first[plan], first[plan] + count[plan]):
+                device = holders[i]
+                held[0, device] += size
+                held[1, device] += trained
+                update_s[device] += cell_update_s[cell * num_types + device_type[device]]
 
 
 @kernel
-def _enter_all_reduce(
-    pools: PatternPools,
-    tables: ClusterTables,
-    plans: Plans,
-    work: Workspace,
-    cell: int,
-    plan: int,
-    overlap: bool,
+def _enter_all_reduces(
+    pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace, overlap: bool
 ) -> None:
-    """One collective, then the updates of its holders; `slot` of each holder names the collective."""
-    totals, slot, successors, in_degree = work.totals, work.slot, work.successors, work.in_degree
-    first, count, holders = plans.holder_begin[plan], plans.num_holders[plan], plans.holders
-    resource = tables.num_devices * (tables.num_devices + 1) + plan
-    task = _next_sync(work, plan, resource, plans.time_s[plan], pools.cell_bytes[cell])
-    if not overlap:
-        work.out_degree[task], in_degree[task] = 1, 1
-    totals[SYNC_BYTES] += 2 * (count - 1) * pools.cell_bytes[cell]
-    edge = totals[NUM_EDGES]
-    for i in range(first, first + count):
-        update = totals[UPDATE_ID] + holders[i]
-        slot[holders[i]] = task
-        successors[edge] = update
-        in_degree[update] += 1
-        edge += 1
-    work.successor_end[task] = edge
+    """The collectives, and that updates wait for them."""
+    totals, in_degree, out_degree, ready_s = work.totals, work.in_degree, work.out_degree, work.ready_s
+    resource, duration_s, num_bytes, origin = work.resource, work.duration_s, work.num_bytes, work.origin
+    begins, ends, successors = work.successor_begin, work.successor_end, work.successors
+    sizes, trainable, time_s = pools.cell_bytes, pools.cell_trainable, plans.time_s
+    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
+    holders, first, count, plan_task = plans.holders, plans.holder_begin, plans.num_holders, plans.task
+    update_id, first_plan = totals[UPDATE_ID], tables.num_devices * (tables.num_devices + 1)
+    task, edge = totals[SYNC_ID], totals[NUM_EDGES]
+    for g in range(len(cell_begin)):
+        for cell in range(cell_begin[g], cell_end[g]):
+            plan = plan_begin[g] + cell - cell_begin[g]
+            if not trainable[cell] or count[plan] == 1:
+                continue
+            resource[task], duration_s[task], num_bytes[task] = first_plan + plan, time_s[plan], sizes[cell]
+            ready_s[task], origin[task], plan_task[plan] = 0.0, plan, task
+            waits = 0 if overlap else 1
+            in_degree[task], out_degree[task] = waits, waits
+            begins[task] = edge
+            for i in range(first[plan], first[plan] + count[plan]):
+                successors[edge] = update_id + holders[i]
+                in_degree[update_id + holders[i]] += 1
+                edge += 1
+            ends[task] = edge
+            totals[SYNC_BYTES] += 2 * (count[plan] - 1) * sizes[cell]
+            task += 1
+    totals[NUM_SYNC] = task - totals[SYNC_ID]
+    totals[NUM_TASKS] += totals[NUM_SYNC]
     totals[NUM_EDGES] = edge
 
 
