@@ -103,8 +103,8 @@ class Workspace(NamedTuple):
         successors: Successor ids.
         mirrored: For each successor of a forward task or transfer: 1 if a gradient flows back.
         deliveries: Working memory: a row for each transfer of an output; the columns are below.
-        readings: Working memory: for each reading on another device the delivery, and 2 * the reading task + 1
-            if a gradient flows back.
+        readings: Working memory: for each reading on another device the delivery, and twice the reading task,
+            plus 1 if a gradient flows back.
         slot: Shape [devices]: working memory.
         slot_stamp: Shape [devices]: working memory.
         contribution_source: Working memory: backward tasks that synchronization waits for.
