@@ -1,6 +1,6 @@
 """Finding strategies without learning: the registry of methods, and Metropolis search."""
 
-from soaprl.search.metropolis import MetropolisSettings, metropolis
+from soaprl.search.metropolis import MetropolisSettings, metropolis, paper_settings
 from soaprl.search.proposals import DeviceWeights, Proposals, ProposalSettings
 from soaprl.search.registry import Method, compare, find_method, methods, search
 from soaprl.search.stages import model_parallel
@@ -23,5 +23,6 @@ __all__ = [
     "methods",
     "metropolis",
     "model_parallel",
+    "paper_settings",
     "search",
 ]

@@ -19,6 +19,12 @@ proportional to exp(-beta cost(S)), as in the paper. With the mixture, whose pro
 is q(c), the plain acceptance above satisfies detailed balance for q(S) exp(-beta cost(S)), where q(S) is the
 product over the operators: structured placements weigh more, and none is excluded.
 
+Tied moves (`soaprl.search.proposals`) give m operators that share configuration a the configuration c. The
+way back is proposed with probability q(a) instead of q(c), so that the Hastings ratio for the same
+distribution is (q(c) / q(a)) ** (m - 1); a move after which further operators of the group would have c is
+never accepted, as the way back would take them along. Implemented in `_tied`. Without tied moves and with the
+uniform proposal (`soaprl.search.metropolis.paper_settings`) the chain is the paper's to the letter.
+
 Memory. A strategy that does not fit in memory has infinite cost: it is never accepted from one that fits.
 While the current strategy does not fit, infeasible proposals are compared by peak memory instead of time,
 with the same relative temperature, and the first one that fits is accepted.
@@ -27,11 +33,12 @@ Every random number is a function of (seed, start, step), so that a chain goes o
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from soaprl.search.proposals import BLOCK_SIZE, Proposals
 from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import OpConfig, Strategy
 
 
 class Chain(NamedTuple):
@@ -144,13 +151,21 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
             index, row = divmod(step, BLOCK_SIZE)
             if index != block:
                 draws, block = walker.proposals.block(walker.seed, walker.stream, index), index
-            strategy = chain.current.replaced(draws.operators[row], draws.config(row))
+            energy = draws.exponentials[row]
+            if draws.tied[row]:
+                strategy, ratio = _tied(
+                    walker.proposals, chain.current, draws.operators[row], draws.config(row)
+                )
+                energy += ratio
+            else:
+                strategy = chain.current.replaced(draws.operators[row], draws.config(row))
             evaluation = evaluate(strategy)
             now = elapsed()
-            if accepts(chain, evaluation, draws.exponentials[row]):
+            accepted = accepts(chain, evaluation, energy)
+            if accepted or (draws.tied[row] and rank(evaluation) < chain.start_rank):
                 # One assignment: an interrupt leaves the chain before or after the step, never within it.
-                number = walker.first_number + step + 1
-                chain = _moved(chain, step + 1, strategy, evaluation, number=number, now=now)
+                found = Proposal(step + 1, strategy, evaluation, walker.first_number + step + 1, now)
+                chain = _moved(chain, found, accepted=accepted)
             step += 1
             visit(chain, step, now)
     except KeyboardInterrupt:
@@ -158,21 +173,51 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     return chain._replace(step=step), False
 
 
-def _moved(
-    chain: Chain, step: int, strategy: Strategy, evaluation: Evaluation, *, number: int, now: float
-) -> Chain:
-    """`chain` after accepting `strategy`. Whatever improves is accepted, so only here the best may change."""
-    found = rank(evaluation)
-    better = found < chain.start_rank
+class Proposal(NamedTuple):
+    """An evaluated proposal: the step it makes, and the evaluation's number and search time."""
+
+    step: int
+    strategy: Strategy
+    evaluation: Evaluation
+    number: int
+    now_s: float
+
+
+def _moved(chain: Chain, found: Proposal, *, accepted: bool) -> Chain:
+    """`chain` after a proposal that is accepted, or that is the best so far (or both).
+
+    Single moves that improve are always accepted; only the Hastings ratio of a tied one can refuse them.
+    """
+    score = rank(found.evaluation)
+    better = score < chain.start_rank
     return Chain(
-        step=step,
-        current=strategy,
-        evaluation=evaluation,
-        accepted=chain.accepted + 1,
-        start_rank=found if better else chain.start_rank,
-        improved_step=step if better else chain.improved_step,
-        improved_s=now if better else chain.improved_s,
+        step=found.step,
+        current=found.strategy if accepted else chain.current,
+        evaluation=found.evaluation if accepted else chain.evaluation,
+        accepted=chain.accepted + accepted,
+        start_rank=score if better else chain.start_rank,
+        improved_step=found.step if better else chain.improved_step,
+        improved_s=found.now_s if better else chain.improved_s,
         time_scale_s=chain.time_scale_s,
         memory_scale_bytes=chain.memory_scale_bytes,
-        best=improved(chain.best, strategy, evaluation, number=number, elapsed_s=now),
+        best=improved(
+            chain.best, found.strategy, found.evaluation, number=found.number, elapsed_s=found.now_s
+        ),
     )
+
+
+def _tied(proposals: Proposals, current: Strategy, operator: int, config: OpConfig) -> tuple[Strategy, float]:
+    """The strategy after a tied move to `config`, and the logarithm of its Hastings ratio."""
+    old = current.configs[operator]
+    group = proposals.tied(operator)
+    moved = [member for member in group if current.configs[member] == old]
+    configs = list(current.configs)
+    for member in moved:
+        configs[member] = config
+    strategy = Strategy(tuple(configs))
+    if len(moved) == 1 and len(group) == 1:
+        return strategy, 0.0
+    if config != old and any(current.configs[member] == config for member in group):
+        return strategy, -inf
+    ratio = proposals.log_probability(operator, config) - proposals.log_probability(operator, old)
+    return strategy, (len(moved) - 1) * ratio

@@ -67,6 +67,12 @@ class MetropolisSettings:
             raise SearchError(f"expected 0 or more random starts, found {self.num_random_starts}.")
 
 
+def paper_settings() -> MetropolisSettings:
+    """The paper's chain to the letter: single operators, uniform over all legal configurations."""
+    proposal = ProposalSettings(kind="uniform", reductions=False, tied_moves=0.0)
+    return MetropolisSettings(proposal=proposal)
+
+
 class Start(NamedTuple):
     """Where a chain begins: what to call it, and the strategy."""
 

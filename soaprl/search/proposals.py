@@ -17,6 +17,11 @@ number of tasks, on devices with no pattern.
 with the weights of `DeviceWeights`. As *arbitrary* has a positive weight, every legal configuration has a
 positive probability q, which `Proposals.log_probability` gives; implemented in `Proposals._devices`.
 
+*Tied moves* (an extension of the paper). Operators that share parameters, as the steps of an unrolled
+recurrent model do, cannot change one by one without synchronizing gradients between two layouts of one
+weight, so that single moves rarely lead anywhere. With probability `ProposalSettings.tied_moves`, a step
+gives the drawn configuration to all operators of the drawn one's group that now are configured as it is.
+
 The numbers of block b of a stream are a function of (seed, stream, b) alone, so that a search resumes at any
 step without a saved generator.
 """
@@ -69,6 +74,7 @@ class ProposalSettings:
         reductions: Whether factors that make partial sums may be split.
         divisors_only: Whether degrees must divide the extents.
         weights: Of the mixture.
+        tied_moves: Probability that a step moves operators that share parameters together.
     """
 
     kind: str = "mixture"
@@ -76,8 +82,11 @@ class ProposalSettings:
     reductions: bool = True
     divisors_only: bool = False
     weights: DeviceWeights = DeviceWeights()
+    tied_moves: float = 0.25
 
     def __post_init__(self) -> None:
+        if not 0 <= self.tied_moves < 1:
+            raise SearchError(f"expected tied_moves from 0 to below 1, found {self.tied_moves}.")
         if self.kind not in ("mixture", "uniform"):
             raise SearchError(f"expected the proposal 'mixture' or 'uniform', found {self.kind!r}.")
 
@@ -92,6 +101,7 @@ class Draws(NamedTuple):
         devices: Shape (rows, most tasks); the first `tasks` of a row count.
         exponentials: A standard exponential number for each row: minus the logarithm of the uniform number
             that an acceptance compares with.
+        tied: Whether a row moves a whole group of operators that share parameters.
     """
 
     operators: list[int]
@@ -99,6 +109,7 @@ class Draws(NamedTuple):
     tasks: list[int]
     devices: NDArray[np.int64]
     exponentials: list[float]
+    tied: list[bool]
 
     def config(self, row: int) -> OpConfig:
         """The configuration that a row proposes."""
@@ -121,6 +132,7 @@ class Proposals:
             if key not in shared:
                 shared[key] = [tuple(row) for row in legal_degrees(operator, limits).tolist()]
             self._tables.append(shared[key])
+        self._groups = tied_groups(graph)
         self._settings = settings
         self._num_devices = num_devices
         self._strides = np.array([s for s in range(2, num_devices) if num_devices % s == 0] or [1])
@@ -138,6 +150,10 @@ class Proposals:
     def degree_vectors(self, operator: int) -> list[tuple[int, ...]]:
         """The degree vectors that may be drawn for `operator`, in lexicographic order."""
         return self._tables[operator]
+
+    def tied(self, operator: int) -> tuple[int, ...]:
+        """The operators that tied moves may move with `operator`, itself included."""
+        return self._groups[operator]
 
     def block(self, seed: int, stream: int, index: int) -> Draws:
         """Proposals ``index * BLOCK_SIZE ..`` of a stream: always the same for the same arguments."""
@@ -179,6 +195,7 @@ class Proposals:
             tasks=tasks.tolist(),
             devices=self._devices(rng, tasks),
             exponentials=rng.standard_exponential(rows).tolist(),
+            tied=(rng.random(rows) < self._settings.tied_moves).tolist(),
         )
 
     def _devices(self, rng: np.random.Generator, tasks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -223,3 +240,15 @@ class Proposals:
             shares = np.exp(weights - np.logaddexp.reduce(weights))
             parts.append(operator + np.minimum(np.cumsum(shares), 1.0))
         return np.concatenate(parts)
+
+
+def tied_groups(graph: OperatorGraph) -> tuple[tuple[int, ...], ...]:
+    """For each operator, those that read the same parameters and have the same factors, itself included."""
+    members: dict[object, list[int]] = {}
+    keys: list[object] = []
+    for index, operator in enumerate(graph.operators):
+        read = frozenset(access.tensor for access in operator.parameters)
+        key = (read, operator.factors) if read else index
+        keys.append(key)
+        members.setdefault(key, []).append(index)
+    return tuple(tuple(members[key]) for key in keys)

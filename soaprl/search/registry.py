@@ -127,6 +127,8 @@ def compare(
 ) -> list[SearchResult]:
     """Every method under the same budget; iterative ones once for each seed.
 
+    A KeyboardInterrupt ends the comparison with the method it interrupts.
+
     Returns:
         The results, by method in the order of `names`, then by seed.
 
@@ -136,8 +138,10 @@ def compare(
     chosen = [find_method(name) for name in names]
     seeds = tuple(seeds)
     task = SearchTask(problem=problem, evaluator=evaluator, budget=budget, clock=clock, progress=progress)
-    return [
-        search(method, replace(task, seed=seed))
-        for method in chosen
-        for seed in (seeds if method.iterative else seeds[:1])
-    ]
+    runs = [(method, seed) for method in chosen for seed in (seeds if method.iterative else seeds[:1])]
+    results: list[SearchResult] = []
+    for method, seed in runs:
+        results.append(search(method, replace(task, seed=seed)))
+        if results[-1].interrupted:
+            break
+    return results
