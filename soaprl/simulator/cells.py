@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from soaprl.cluster.cluster import DeviceType
 from soaprl.cluster.tables import IntArray
+from soaprl.cost.kernels import kernel
 from soaprl.cost.model import CostModel
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.patterns import OperatorPattern
@@ -34,22 +35,18 @@ class SyncPattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Readers:
-    """Of each task that reads a parameter the reader, the part, the box, and whether it contributes."""
+class _Cells:
+    """The merged cells of a group.
 
-    reader: IntArray
-    part: IntArray
-    boxes: IntArray
-    contributes: IntArray
+    Attributes:
+        num_bytes: Bytes of each.
+        trainable: Whether each gets a gradient.
+        covers: For each, a row (reader, part, contributes) for each task that holds it.
+    """
 
-
-@dataclass(slots=True, kw_only=True)
-class _Cell:
-    """A merged cell in the making."""
-
-    num_bytes: int
-    trainable: bool
-    cover: IntArray
+    num_bytes: list[int]
+    trainable: list[bool]
+    covers: list[IntArray]
 
 
 class SyncPools:
@@ -70,99 +67,199 @@ class SyncPools:
 
     def add_group(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...]) -> SyncPattern:
         """Computes the cells of `group`; `patterns` are those of its readers."""
-        first, first_cover = self.cell_bytes.size, self.cover_part.size
-        for cell in self._cells(group, patterns):
-            self._add_cell(cell)
-        return SyncPattern(
-            cell_begin=first, cell_end=self.cell_bytes.size, num_covers=self.cover_part.size - first_cover
-        )
+        cells = self._cells(group, patterns)
+        if not cells.covers:
+            return SyncPattern(cell_begin=self.cell_bytes.size, cell_end=self.cell_bytes.size, num_covers=0)
+        first = self.cell_bytes.append(np.array(cells.num_bytes, np.int64))
+        self.cell_trainable.append(np.array(cells.trainable, np.int64))
+        self.cell_update_s.append(self._update_times(cells))
+        covers = np.concatenate(cells.covers)
+        first_cover = self.cover_reader.append(covers[:, 0])
+        self.cover_part.append(covers[:, 1])
+        self.cover_contributes.append(covers[:, 2])
+        self.cover_begin.append(first_cover + np.cumsum([len(c) for c in cells.covers], dtype=np.int64))
+        return SyncPattern(cell_begin=first, cell_end=self.cell_bytes.size, num_covers=len(covers))
 
-    def _cells(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...]) -> list[_Cell]:
+    def _update_times(self, cells: _Cells) -> NDArray[np.float64]:
+        """Seconds by cell and device type."""
+        times = {
+            num_bytes: [self._cost.update_time(num_bytes, t) for t in self._device_types]
+            for num_bytes in set(cells.num_bytes)
+        }
+        never = [0.0] * len(self._device_types)
+        rows = [
+            times[size] if trainable else never
+            for size, trainable in zip(cells.num_bytes, cells.trainable, strict=True)
+        ]
+        return np.array(rows, np.float64).ravel()
+
+    def _cells(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...]) -> _Cells:
         """The merged cells in order: by parameter, then row-major."""
-        merged: dict[tuple[bytes, bool], _Cell] = {}
+        number: dict[tuple[bytes, bool], int] = {}
+        merged = _Cells(num_bytes=[], trainable=[], covers=[])
         for tensor in group.tensors:
             stored = self._graph.tensors[tensor]
-            for elements, cover in _tensor_cells(self._readers(group, patterns, tensor)):
+            elements, begin, rows = tensor_cells(*self._readers(group, patterns, tensor))
+            for k, count in enumerate(elements.tolist()):
+                cover = rows[begin[k] : begin[k + 1]]
                 trainable = stored.requires_grad and bool(cover[:, 2].any())
-                key = (cover.tobytes(), trainable)
-                cell = merged.setdefault(key, _Cell(num_bytes=0, trainable=trainable, cover=cover))
-                cell.num_bytes += elements * stored.itemsize
-        return list(merged.values())
+                at = number.setdefault((cover.tobytes(), trainable), len(number))
+                if at == len(merged.covers):
+                    merged.num_bytes.append(0)
+                    merged.trainable.append(trainable)
+                    merged.covers.append(cover)
+                merged.num_bytes[at] += count * stored.itemsize
+        return merged
 
-    def _readers(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...], tensor: int) -> _Readers:
-        reader, part, boxes, gives = [], [], [], []
+    def _readers(
+        self, group: SyncGroup, patterns: tuple[OperatorPattern, ...], tensor: int
+    ) -> tuple[IntArray, IntArray]:
+        """The arguments of `tensor_cells`."""
+        tasks, boxes = [], []
         for number, (operator_index, pattern) in enumerate(zip(group.readers, patterns, strict=True)):
             operator = self._graph.operators[operator_index]
             for position, access in enumerate(operator.parameters):
                 if access.tensor == tensor:
-                    reader.append(np.full(pattern.num_parts, number, np.int64))
-                    part.append(np.arange(pattern.num_parts, dtype=np.int64))
+                    rows = np.empty((pattern.num_parts, 3), np.int64)
+                    rows[:, 0] = number
+                    rows[:, 1] = np.arange(pattern.num_parts)
+                    rows[:, 2] = contributes(operator, access)
+                    tasks.append(rows)
                     boxes.append(pattern.regions(len(operator.inputs) + position))
-                    gives.append(np.full(pattern.num_parts, contributes(operator, access), np.int64))
-        return _Readers(
-            reader=np.concatenate(reader),
-            part=np.concatenate(part),
-            boxes=np.concatenate(boxes),
-            contributes=np.concatenate(gives),
-        )
-
-    def _add_cell(self, cell: _Cell) -> None:
-        self.cell_bytes.append(np.array([cell.num_bytes], np.int64))
-        self.cell_trainable.append(np.array([cell.trainable], np.int64))
-        update_s = [
-            self._cost.update_time(cell.num_bytes, t) if cell.trainable else 0.0 for t in self._device_types
-        ]
-        self.cell_update_s.append(np.array(update_s, np.float64))
-        self.cover_reader.append(cell.cover[:, 0])
-        self.cover_part.append(cell.cover[:, 1])
-        self.cover_contributes.append(cell.cover[:, 2])
-        self.cover_begin.append(np.array([self.cover_part.size], np.int64))
+        joined = np.concatenate(boxes)
+        if joined.shape[1] == 0:
+            joined = np.tile(np.array([[0, 1]], np.int64), (len(joined), 1, 1))
+        return np.concatenate(tasks), joined
 
 
-def _tensor_cells(readers: _Readers) -> list[tuple[int, IntArray]]:
-    """Elements and cover of the cells of one parameter, each cover once.
+@kernel
+def tensor_cells(tasks: IntArray, boxes: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """The cells of one parameter; those that the same tasks hold count as one.
 
-    A cover has a row (reader, part, contributes) for each task that reads the cell.
+    Args:
+        tasks: Shape [tasks, 3]: reader, part, and 1 if the task computes a gradient; a task that reads the
+            parameter twice has two rows.
+        boxes: Shape [tasks, dims, 2]: what each reads; empty boxes hold nothing.
+
+    Returns:
+        Elements of each cell [cells]; where its cover begins [cells + 1]; the covers, rows as in `tasks`,
+        ascending, each task once.
     """
-    boxes = readers.boxes
-    if boxes.shape[1] == 0:
-        boxes = np.tile(np.array([[0, 1]], np.int64), (len(boxes), 1, 1))
-    filled = np.asarray((boxes[:, :, 0] < boxes[:, :, 1]).all(axis=1), np.bool_)
-    if not filled.any():
-        return []
-    cuts = [np.unique(boxes[filled, d]) for d in range(boxes.shape[1])]
-    first = [np.searchsorted(c, boxes[:, d, 0]) for d, c in enumerate(cuts)]
-    last = [np.searchsorted(c, boxes[:, d, 1]) for d, c in enumerate(cuts)]
-    shape = tuple(len(c) - 1 for c in cuts)
-    signature, elements = np.zeros(shape, np.uint64), np.ones(shape, np.int64)
-    for d, cut in enumerate(cuts):
-        elements *= np.diff(cut).reshape([-1 if e == d else 1 for e in range(len(cuts))])
-    marks = _marks(len(boxes))
-    for task in np.flatnonzero(filled):
-        signature[tuple(slice(f[task], e[task]) for f, e in zip(first, last, strict=True))] += marks[task]
-    kinds, where, which = np.unique(signature.ravel(), return_index=True, return_inverse=True)
-    sums = np.bincount(which.ravel(), weights=elements.ravel(), minlength=len(kinds)).astype(np.int64)
-    cells = []
-    for kind in np.argsort(where):
-        index = np.unravel_index(where[kind], shape)
-        holds: NDArray[np.bool_] = filled.copy()
-        for d, coordinate in enumerate(index):
-            np.logical_and(holds, (first[d] <= coordinate) & (coordinate < last[d]), out=holds)
-        if holds.any():
-            cells.append((int(sums[kind]), _cover(readers, holds)))
-    return cells
+    num_tasks, num_dims = boxes.shape[0], boxes.shape[1]
+    grid = _grid(boxes)
+    first, last, cuts, sides = grid
+    strides = np.ones(num_dims, np.int64)
+    for d in range(num_dims - 2, -1, -1):
+        strides[d] = strides[d + 1] * sides[d + 1]
+    num_boxes = max(strides[0] * sides[0], 0)
+    signature = np.zeros(num_boxes, np.uint64)
+    index = np.zeros(num_dims, np.int64)
+    for task in range(num_tasks):
+        mark = _mark(task)
+        size = 1
+        for d in range(num_dims):
+            size *= max(last[task, d] - first[task, d], 0)
+            index[d] = first[task, d]
+        for _ in range(size):
+            at = 0
+            for d in range(num_dims):
+                at += index[d] * strides[d]
+            signature[at] += mark
+            for d in range(num_dims - 1, -1, -1):
+                index[d] += 1
+                if index[d] < last[task, d]:
+                    break
+                index[d] = first[task, d]
+    return _covers(tasks, first, last, cuts, sides, strides, signature)
 
 
-def _marks(count: int) -> NDArray[np.uint64]:
-    """A pseudo-random 64-bit number for each task: equal sums of marks mean equal sets of tasks."""
-    return np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, count, dtype=np.uint64)
+@kernel
+def _grid(boxes: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """The cuts of each dimension, how many intervals they make, and each box as a range of intervals."""
+    num_tasks, num_dims = boxes.shape[0], boxes.shape[1]
+    first, last = np.zeros((num_tasks, num_dims), np.int64), np.zeros((num_tasks, num_dims), np.int64)
+    cuts, sides = np.zeros((num_dims, 2 * num_tasks), np.int64), np.zeros(num_dims, np.int64)
+    filled = np.ones(num_tasks, np.bool_)
+    for task in range(num_tasks):
+        for d in range(num_dims):
+            filled[task] = filled[task] and boxes[task, d, 0] < boxes[task, d, 1]
+    for d in range(num_dims):
+        edges = np.unique(boxes[filled, d, :].copy().ravel())
+        cuts[d, : len(edges)] = edges
+        sides[d] = len(edges) - 1
+        for task in range(num_tasks):
+            if filled[task]:
+                first[task, d] = np.searchsorted(edges, boxes[task, d, 0])
+                last[task, d] = np.searchsorted(edges, boxes[task, d, 1])
+    return first, last, cuts, sides
 
 
-def _cover(readers: _Readers, holds: NDArray[np.bool_]) -> IntArray:
-    """The distinct (reader, part) of the tasks that hold a cell, and whether any access contributes."""
-    rows = np.stack([readers.reader[holds], readers.part[holds], readers.contributes[holds]], axis=1)
-    order = np.lexsort((1 - rows[:, 2], rows[:, 1], rows[:, 0]))
-    rows = rows[order]
-    new = np.ones(len(rows), np.bool_)
-    new[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
-    return np.ascontiguousarray(rows[new])
+@kernel
+def _mark(task: int) -> np.uint64:
+    """A pseudo-random number for each task (SplitMix64): equal sums of marks mean equal sets of tasks."""
+    z = np.uint64(task + 1) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.uint64(z ^ (z >> np.uint64(31)))
+
+
+@kernel
+def _covers(
+    tasks: IntArray,
+    first: IntArray,
+    last: IntArray,
+    cuts: IntArray,
+    sides: IntArray,
+    strides: IntArray,
+    signature: NDArray[np.uint64],
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The distinct signatures in order of appearance, with their elements and the tasks behind them."""
+    order = np.argsort(signature, kind="mergesort")
+    cell_of, num_kinds = np.zeros(len(signature), np.int64), 0
+    where = np.zeros(len(signature), np.int64)
+    for i, at in enumerate(order):
+        if i == 0 or signature[at] != signature[order[i - 1]]:
+            where[num_kinds] = at
+            num_kinds += 1
+        cell_of[at] = num_kinds - 1
+    elements = np.zeros(num_kinds, np.int64)
+    for at in range(len(signature)):
+        size = 1
+        for d in range(len(sides)):
+            k = at // strides[d] % sides[d]
+            size *= cuts[d, k + 1] - cuts[d, k]
+        elements[cell_of[at]] += size
+    rows = np.zeros((num_kinds * len(tasks), 3), np.int64)
+    begin, sizes = np.zeros(num_kinds + 1, np.int64), np.zeros(num_kinds, np.int64)
+    num_cells, end = 0, 0
+    for kind in np.argsort(where[:num_kinds]):
+        if signature[where[kind]] == 0:
+            continue
+        for task in range(len(tasks)):
+            holds = True
+            for d in range(len(sides)):
+                k = where[kind] // strides[d] % sides[d]
+                holds = holds and first[task, d] <= k < last[task, d]
+            if holds:
+                end = _insert(rows, begin[num_cells], end, tasks[task])
+        sizes[num_cells] = elements[kind]
+        num_cells += 1
+        begin[num_cells] = end
+    return sizes[:num_cells].copy(), begin[: num_cells + 1].copy(), rows[:end].copy()
+
+
+@kernel
+def _insert(rows: IntArray, begin: int, end: int, row: IntArray) -> int:
+    """Inserts a task into the ascending ``rows[begin:end]``, or marks that it contributes if it is there."""
+    at = end
+    while at > begin and (
+        rows[at - 1, 0] > row[0] or (rows[at - 1, 0] == row[0] and rows[at - 1, 1] > row[1])
+    ):
+        at -= 1
+    if at > begin and rows[at - 1, 0] == row[0] and rows[at - 1, 1] == row[1]:
+        rows[at - 1, 2] = max(rows[at - 1, 2], row[2])
+        return end
+    for k in range(end, at, -1):
+        rows[k] = rows[k - 1]
+    rows[at] = row
+    return end + 1
