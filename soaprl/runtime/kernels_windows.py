@@ -279,5 +279,3 @@ def window_kernels() -> dict[str, Kernel]:
     for name in ("linear1d", "bilinear2d", "trilinear3d", "bicubic2d"):
         table[f"aten.upsample_{name}"] = interpolate
     return table
-
-

@@ -175,9 +175,7 @@ def _leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
     """Whether the part is the first along every factor that the first result does not name."""
     kept = {f for d in results[0] for f in d.factors}
     read = [d for found in tensor_dims(dims.values()) for d in found]
-    summed = [
-        piece for d in read for f, piece in zip(d.factors, d.label, strict=True) if f not in kept
-    ]
+    summed = [piece for d in read for f, piece in zip(d.factors, d.label, strict=True) if f not in kept]
     return all(lo == 0 for _, lo, _ in summed)
 
 

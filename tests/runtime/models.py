@@ -7,7 +7,6 @@ import torch.nn.functional as F  # noqa: N812 (the library's own convention)
 from torch import Tensor, nn
 
 from soaprl.graph import zoo
-from soaprl.graph.operators import Operator
 from tests.runtime.cases import in_double, keep_statistics_whole, labels_below, normal, of_module
 from tests.runtime.checking import Case
 
@@ -84,7 +83,11 @@ class Chunks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.layer, self.out = nn.Embedding(5, 3), nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 5)
+        self.words, self.layer, self.out = (
+            nn.Embedding(5, 3),
+            nn.LSTM(3, 4, batch_first=True),
+            nn.Linear(4, 5),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         state, outputs = None, []
@@ -151,7 +154,9 @@ def own_cases() -> list[Case]:
         of_module("u_net", UNet, normal(2, 6, 8)),
         of_module("experts", Experts, normal(3, 4)),
         of_module("batch_second", BatchSecond, lambda n: torch.randn(5, n, 3, dtype=torch.float64)),
-        of_module("encoder_layer", lambda: nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True), normal(5, 4)),
+        of_module(
+            "encoder_layer", lambda: nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True), normal(5, 4)
+        ),
     ]
 
 
@@ -161,11 +166,34 @@ _TINY: dict[str, dict[str, Any]] = {
     "rnntc": {"vocabulary": 11, "hidden": 4, "num_layers": 2, "steps": 4, "chunk": 2},
     "nmt": {"vocabulary": 11, "hidden": 4, "steps": 4, "chunk": 2},
     "gpt2": {"num_layers": 1, "width": 8, "num_heads": 2, "vocabulary": 11, "sequence": 6, "dropout": 0.0},
-    "bert-large": {"num_layers": 1, "width": 8, "num_heads": 2, "vocabulary": 11, "sequence": 6, "dropout": 0.0},
+    "bert-large": {
+        "num_layers": 1,
+        "width": 8,
+        "num_heads": 2,
+        "vocabulary": 11,
+        "sequence": 6,
+        "dropout": 0.0,
+    },
     "llama-7b": {"num_layers": 1, "width": 8, "num_heads": 2, "hidden": 12, "vocabulary": 11, "sequence": 6},
-    "vit-b-16": {"num_layers": 1, "width": 8, "num_heads": 2, "patch": 4, "image_size": 8, "num_classes": 5, "dropout": 0.0},
+    "vit-b-16": {
+        "num_layers": 1,
+        "width": 8,
+        "num_heads": 2,
+        "patch": 4,
+        "image_size": 8,
+        "num_classes": 5,
+        "dropout": 0.0,
+    },
     "dlrm": {"width": 16, "max_rows": 9},
-    "moe": {"num_layers": 1, "width": 8, "num_heads": 2, "num_experts": 4, "vocabulary": 11, "sequence": 5, "dropout": 0.0},
+    "moe": {
+        "num_layers": 1,
+        "width": 8,
+        "num_heads": 2,
+        "num_experts": 4,
+        "vocabulary": 11,
+        "sequence": 5,
+        "dropout": 0.0,
+    },
     "inception-v3": {"num_classes": 5, "width": 2, "image_size": 75, "dropout": 0.0},
     "resnet-101": {"num_classes": 5, "width": 4, "image_size": 32, "num_stages": 2},
     "alexnet": {"num_classes": 5, "width": 4, "linear_width": 6, "dropout": 0.0},
