@@ -36,6 +36,13 @@ def filling_kernel(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", compiled)
 
 
+def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """A `filling_kernel` that Python cannot call, only kernels can: compiles in two thirds of the time."""
+    options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+    return cast("Callable[P, R]", compiled)
+
+
 def drop_stale_kernels(package: Path) -> int:
     """Deletes what was compiled before the newest change of a source file; returns the number of files.
 

@@ -23,7 +23,7 @@ to another, both included (C is an operator, its backward step is 2n-1-C):
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     ACTIVATION_BYTES,
@@ -60,7 +60,7 @@ from soaprl.simulator.tables import GraphTables
 _NOBODY = np.iinfo(np.int64).max
 
 
-@kernel
+@filling_kernel
 def measure(graph: GraphTables, layout: Layout, num_devices: int, paper: bool) -> tuple[int, int]:
     """Room that a strategy needs: ids, and edges."""
     num_parts, num_pairs, num_cells, num_covers = 0, 0, 0, 0
@@ -76,7 +76,7 @@ def measure(graph: GraphTables, layout: Layout, num_devices: int, paper: bool) -
     return 2 * (num_parts + num_pairs) + 1 + num_sync + num_devices, num_edges
 
 
-@kernel
+@inner_kernel
 def begin(graph: GraphTables, layout: Layout, work: Workspace, num_devices: int, paper: bool) -> None:
     """Numbers the tasks and clears what is counted."""
     stamp = work.totals[STAMP]
@@ -100,7 +100,7 @@ def begin(graph: GraphTables, layout: Layout, work: Workspace, num_devices: int,
     work.update_s[:] = 0.0
 
 
-@kernel
+@inner_kernel
 def begin_tasks(
     graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace
 ) -> None:
@@ -131,7 +131,7 @@ def begin_tasks(
         work.totals[NUM_TASKS] += num_parts * (2 if backward else 1)
 
 
-@kernel
+@inner_kernel
 def _enter(
     resource: IntArray,
     duration_s: FloatArray,
@@ -151,14 +151,14 @@ def _enter(
     ready_s[task] = 0.0
 
 
-@kernel
+@inner_kernel
 def _hold(memory: IntArray, device: int, first: int, last: int, num_bytes: int) -> None:
     """Lets `num_bytes` live on a device from step `first` to step `last`."""
     memory[first, device] += num_bytes
     memory[last + 1, device] -= num_bytes
 
 
-@kernel
+@inner_kernel
 def link_outputs(graph: GraphTables, pools: PatternPools, layout: Layout, work: Workspace) -> None:
     """Enters all successors of forward tasks, and lists the deliveries."""
     rows, pair_reader, pair_bytes, pair_box = pools.rows, pools.pair_reader, pools.pair_bytes, pools.pair_box
@@ -230,7 +230,7 @@ def link_outputs(graph: GraphTables, pools: PatternPools, layout: Layout, work: 
     work.totals[NUM_DELIVERIES], work.totals[NUM_READINGS] = num_deliveries, num_readings
 
 
-@kernel
+@inner_kernel
 def _delivery(deliveries: IntArray, slot: IntArray, count: int, device: int, box: int) -> int:
     """The delivery of `box` to `device` of the output at hand, or a new one with the number `count`."""
     k = slot[device]
@@ -248,7 +248,7 @@ def _delivery(deliveries: IntArray, slot: IntArray, count: int, device: int, box
     return count
 
 
-@kernel
+@inner_kernel
 def _add_reader(deliveries: IntArray, k: int, reader: int, gradient: int, saved: int) -> None:
     """Readers come in ascending order, so the first one seen is the first in the program."""
     deliveries[k, NUM_READERS] += 1
@@ -262,7 +262,7 @@ def _add_reader(deliveries: IntArray, k: int, reader: int, gradient: int, saved:
         deliveries[k, KEEPER] = reader
 
 
-@kernel
+@inner_kernel
 def enter_deliveries(graph: GraphTables, tables: ClusterTables, work: Workspace) -> None:
     """Enters the transfers of outputs and of their gradients, and the memory they take."""
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
@@ -311,7 +311,7 @@ def enter_deliveries(graph: GraphTables, tables: ClusterTables, work: Workspace)
     work.totals[GRADIENT_BYTES] = moved_back
 
 
-@kernel
+@inner_kernel
 def _hold_delivery(deliveries: IntArray, memory: IntArray, last_step: int, k: int) -> None:
     """Lets a received piece, and its gradient, live on the device it was sent to."""
     target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
@@ -324,7 +324,7 @@ def _hold_delivery(deliveries: IntArray, memory: IntArray, last_step: int, k: in
         _hold(memory[1], target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
 
 
-@kernel
+@inner_kernel
 def link_backward(graph: GraphTables, layout: Layout, work: Workspace) -> None:
     """Enters the successors of backward tasks and gradient transfers: the forward edges turned round."""
     begins, ends, successors, mirrored = (

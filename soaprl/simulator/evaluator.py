@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import filling_kernel
 from soaprl.cost.transfers import CollectiveScratch, collective_scratch
 from soaprl.simulator.assemble import (
     begin,
@@ -263,7 +263,7 @@ class Simulator:
         )
 
 
-@kernel
+@filling_kernel
 def assemble(
     graph: GraphTables,
     pools: PatternPools,
@@ -283,7 +283,7 @@ def assemble(
     link_backward(graph, layout, work)
 
 
-@kernel
+@filling_kernel
 def _evaluate(
     graph: GraphTables,
     pools: PatternPools,

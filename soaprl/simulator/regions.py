@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import inner_kernel, kernel
 from soaprl.graph.operators import Access
 
 
@@ -89,7 +89,7 @@ def region_elements(touched: IntArray, table: SpanTable) -> IntArray:
     return elements
 
 
-@kernel
+@inner_kernel
 def _overlap(written: IntArray, read: IntArray, shape: IntArray) -> tuple[int, int]:
     """Elements in both boxes, and a number that only this box of the tensor has.
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.simulator.state import NUM_TASKS, Layout, Plans, Workspace
 from soaprl.simulator.tables import GraphTables
 
@@ -62,7 +62,7 @@ def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
     )
 
 
-@kernel
+@filling_kernel
 def schedule(
     graph: GraphTables,
     layout: Layout,
@@ -160,7 +160,7 @@ def schedule(
     return makespan_s
 
 
-@kernel
+@inner_kernel
 def _roots(
     num_operators: int, forward_id: IntArray, num_parts: IntArray, in_degree: IntArray, queue: Queue
 ) -> int:
@@ -175,7 +175,7 @@ def _roots(
     return end
 
 
-@kernel
+@inner_kernel
 def _send(
     links: IntArray,
     bandwidth: FloatArray,
@@ -194,7 +194,7 @@ def _send(
     return start_s
 
 
-@kernel
+@inner_kernel
 def _reduce(
     links: IntArray, busy_s: FloatArray, free_s: FloatArray, begin: int, count: int, ready_s: float
 ) -> float:
@@ -207,7 +207,7 @@ def _reduce(
     return start_s
 
 
-@kernel
+@inner_kernel
 def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
     """Writes the tasks of a list before `end`, first pushed first; returns where they begin."""
     begin = end
@@ -218,7 +218,7 @@ def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
     return begin
 
 
-@kernel
+@inner_kernel
 def _sort_batch(
     batch: IntArray,
     batch_ready_s: FloatArray,
@@ -242,7 +242,7 @@ def _sort_batch(
         width *= 2
 
 
-@kernel
+@inner_kernel
 def _insert(
     batch: IntArray, batch_ready_s: FloatArray, begin: int, end: int, task: int, ready_s: float
 ) -> None:
@@ -258,7 +258,7 @@ def _insert(
     batch_ready_s[at] = ready_s
 
 
-@kernel
+@inner_kernel
 def _merge(
     batch: IntArray,
     batch_ready_s: FloatArray,
@@ -274,8 +274,8 @@ def _merge(
     ):
         return
     size = middle - begin
-    spare[:size] = batch[begin:middle]
-    spare_ready_s[:size] = batch_ready_s[begin:middle]
+    for i in range(size):
+        spare[i], spare_ready_s[i] = batch[begin + i], batch_ready_s[begin + i]
     left, right, at = 0, middle, begin
     while left < size:
         if right < end and (
@@ -290,7 +290,7 @@ def _merge(
         at += 1
 
 
-@kernel
+@inner_kernel
 def _earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> float:
     """The smallest ready time in ``batch[begin:end]``."""
     earliest_s = ready_s[batch[begin]]
@@ -299,7 +299,7 @@ def _earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> flo
     return float(earliest_s)
 
 
-@kernel
+@inner_kernel
 def _scatter(
     batch: IntArray,
     ready_s: FloatArray,

@@ -8,7 +8,7 @@ task, as `optimizer.step()` does, as soon as their gradients are there.
 """
 
 from soaprl.cluster.tables import ClusterTables, IntArray
-from soaprl.cost.kernels import kernel
+from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.cost.transfers import CollectiveScratch, all_reduce
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
@@ -28,7 +28,7 @@ from soaprl.simulator.state import (
 from soaprl.simulator.tables import GraphTables
 
 
-@kernel
+@filling_kernel
 def plan_groups(
     graph: GraphTables,
     pools: PatternPools,
@@ -54,7 +54,7 @@ def plan_groups(
     return True
 
 
-@kernel
+@inner_kernel
 def _plan_cell(
     graph: GraphTables,
     pools: PatternPools,
@@ -99,7 +99,7 @@ def _plan_cell(
     plans.cursor[2] += plans.num_links[plan]
 
 
-@kernel
+@inner_kernel
 def _insert(values: IntArray, begin: int, end: int, value: int) -> None:
     """Inserts `value` into the ascending ``values[begin:end]``."""
     at = end
@@ -109,7 +109,7 @@ def _insert(values: IntArray, begin: int, end: int, value: int) -> None:
     values[at] = value
 
 
-@kernel
+@inner_kernel
 def link_synchronization(
     graph: GraphTables,
     pools: PatternPools,
@@ -164,7 +164,7 @@ def link_synchronization(
         _link_barrier(work)
 
 
-@kernel
+@inner_kernel
 def _hold_cells(
     pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace
 ) -> None:
@@ -189,7 +189,7 @@ def _hold_cells(
                 update_s[device] += cell_update_s[cell * num_types + device_type[device]]
 
 
-@kernel
+@inner_kernel
 def _enter_all_reduces(
     pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace, overlap: bool
 ) -> None:
@@ -224,7 +224,7 @@ def _enter_all_reduces(
     totals[NUM_EDGES] = edge
 
 
-@kernel
+@inner_kernel
 def _next_sync(work: Workspace, plan: int, resource: int, duration_s: float, num_bytes: int) -> int:
     """Enters a synchronization task without successors, which waits for nothing yet."""
     task = int(work.totals[SYNC_ID] + work.totals[NUM_SYNC])
@@ -242,7 +242,7 @@ def _next_sync(work: Workspace, plan: int, resource: int, duration_s: float, num
     return task
 
 
-@kernel
+@inner_kernel
 def _enter_exchange(
     graph: GraphTables,
     pools: PatternPools,
@@ -296,7 +296,7 @@ def _enter_exchange(
             in_degree[totals[UPDATE_ID] + device] += 1
 
 
-@kernel
+@inner_kernel
 def _then(work: Workspace, task: int, successor: int) -> None:
     """Adds a successor to the task that got the last one."""
     edge = work.totals[NUM_EDGES]
@@ -305,7 +305,7 @@ def _then(work: Workspace, task: int, successor: int) -> None:
     work.successor_end[task] = edge + 1
 
 
-@kernel
+@inner_kernel
 def _enter_transfer(
     tables: ClusterTables, work: Workspace, plan: int, source: int, target: int, num_bytes: int
 ) -> int:
@@ -316,14 +316,14 @@ def _enter_transfer(
     return _next_sync(work, plan, tables.num_devices + route, time_s, num_bytes)
 
 
-@kernel
+@inner_kernel
 def _holder(graph: GraphTables, pools: PatternPools, layout: Layout, g: int, cover: int) -> int:
     """The device of a task that holds a cell."""
     operator = graph.reader_operator[graph.reader_begin[g] + pools.cover_reader[cover]]
     return int(layout.devices[operator, pools.cover_part[cover]])
 
 
-@kernel
+@inner_kernel
 def _enter_updates(tables: ClusterTables, work: Workspace) -> None:
     """Completes the updates that something was found to precede."""
     for device in range(tables.num_devices):
@@ -338,7 +338,7 @@ def _enter_updates(tables: ClusterTables, work: Workspace) -> None:
             work.totals[NUM_TASKS] += 1
 
 
-@kernel
+@inner_kernel
 def _enter_barrier(graph: GraphTables, layout: Layout, work: Workspace) -> None:
     """A task without duration after all backward tasks."""
     if not graph.has_backward.any():
@@ -361,7 +361,7 @@ def _enter_barrier(graph: GraphTables, layout: Layout, work: Workspace) -> None:
     work.totals[NUM_TASKS] += 1
 
 
-@kernel
+@inner_kernel
 def _link_barrier(work: Workspace) -> None:
     """Enters the successors of the barrier: the tasks that start a synchronization."""
     barrier, first = work.totals[SYNC_ID] - 1, work.totals[SYNC_ID]
