@@ -15,7 +15,9 @@ PACKAGES = (ROOT / "soaprl", ROOT / "envs", ROOT / "agents")
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 SUBCOMMANDS = {"models", "clusters", "methods", "simulate", "search", "compare", "export", "demo"}
 MAX_FILE_LINES = 600
-MAX_FUNCTION_LINES = 60
+MAX_BODY_LINES = 60
+# Compiled loops keep their state in local variables, which a call would have to hand over: they may be longer.
+MAX_COMPILED_BODY_LINES = 100
 
 
 def relative(path: Path) -> str:
@@ -28,11 +30,18 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body without the docstring."""
+    documented = ast.get_docstring(function) is not None and len(function.body) > 1
+    return (function.end_lineno or 0) - function.body[documented].lineno + 1
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_a_file_and_its_functions_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
-    long = [f.name for f in functions(path) if (f.end_lineno or 0) - f.lineno + 1 > MAX_FUNCTION_LINES]
-    assert not long, f"longer than {MAX_FUNCTION_LINES} lines: {long}"
+    limit = MAX_COMPILED_BODY_LINES if path.parent.name == "simulator" else MAX_BODY_LINES
+    long = [function.name for function in functions(path) if body_lines(function) > limit]
+    assert not long, f"longer than {limit} lines: {long}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -54,3 +54,7 @@ Seed = Annotated[
     int, typer.Option("--seed", help="Equal seeds and evaluation budgets find equal strategies.")
 ]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the result to this file.")]
+State = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="STATE", help="Go on from this state of a search, and keep it there."),
+]

@@ -1,5 +1,6 @@
 """`soaprl clusters`: the presets, or one cluster in detail."""
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -61,12 +62,10 @@ def _show(cluster: Cluster) -> None:
         for kind in cluster.device_types
         for attribute, where in kind.provenance
     ]
-    title = f"{cluster.name}: {cluster.num_devices} devices in {cluster.num_nodes} nodes"
+    nodes = "1 node" if cluster.num_nodes == 1 else f"{cluster.num_nodes} nodes"
+    title = f"{cluster.name}: {cluster.num_devices} devices in {nodes}"
     print_table(title, ("device type", "number", "value", "where it comes from"), rows)
-    wires: dict[tuple[float, float, str], int] = {}
-    for link in cluster.links:
-        wire = (link.bandwidth_bytes_per_s, link.latency_s, link.provenance)
-        wires[wire] = wires.get(wire, 0) + 1
+    wires = Counter((w.bandwidth_bytes_per_s, w.latency_s, w.provenance) for w in cluster.links)
     links = [
         (str(count), f"{format_bytes(bandwidth)}/s", format_seconds(latency), provenance)
         for (bandwidth, latency, provenance), count in wires.items()

@@ -1,6 +1,5 @@
 """`soaprl search`: find a strategy."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from soaprl.cli.arguments import (
     OutFile,
     Paper,
     Seed,
+    State,
 )
 from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes, say
 
@@ -33,10 +33,7 @@ def search(
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
     out: OutFile = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option("--resume", metavar="STATE", help="Go on from this state, and keep it there."),
-    ] = None,
+    resume: State = None,
     batch_size: BatchSize = None,
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
@@ -51,7 +48,7 @@ def search(
     """
     from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
     from soaprl.cli.records import make_record
-    from soaprl.cli.searching import check_fits, make_budget, run_method, search_outcome, state_file
+    from soaprl.cli.searching import check_fits, make_budget, run_beside_baseline, search_outcome, state_file
     from soaprl.strategy.files import save_strategy
 
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
@@ -60,11 +57,10 @@ def search(
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
     prepared = prepare(choice, cluster, execution)
-    result = run_method(
+    result, baseline = run_beside_baseline(
         prepared.problem, method, budget, seed=seed, state_path=state_path, resume=resume is not None
     )
     record = make_record(prepared, result, budget)
-    baseline = run_method(prepared.problem, "data-parallel", budget)
     outcomes = [search_outcome(found, record.batch_size) for found in (baseline, result)]
     check_fits(prepared, outcomes[1:])
     if out is not None:

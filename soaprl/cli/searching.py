@@ -18,6 +18,7 @@ from soaprl.search.registry import find_method, search
 from soaprl.search.task import Budget, Evaluation, Progress, ProgressReport, SearchResult, SearchTask
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
+from soaprl.strategy.baselines import single_device
 
 DEFAULT_EVALUATIONS = 10_000
 
@@ -43,8 +44,18 @@ def state_file(method: str, out: Path | None) -> Path | None:
     return out.with_suffix(".state.json") if resumable else None
 
 
+def ready_simulator(problem: Problem) -> Simulator:
+    """A simulator of `problem` that is compiled, so that neither budgets nor search times contain that."""
+    simulator = Simulator(problem)
+    with progress_bar() as display:
+        # A display without a total moves until the work is done.
+        display.add_task("preparing", total=None, status="compiling the simulator, once on a machine")
+        simulator.evaluate(single_device(problem.graph, problem.cluster))
+    return simulator
+
+
 def run_method(
-    problem: Problem,
+    simulator: Simulator,
     name: str,
     budget: Budget,
     *,
@@ -52,11 +63,11 @@ def run_method(
     state_path: Path | None = None,
     resume: bool = False,
 ) -> SearchResult:
-    """What the method called `name` finds for `problem`, with a progress bar on standard error."""
+    """What the method called `name` finds for the simulator's problem, with a bar on standard error."""
     with show_progress(budget) as progress:
         task = SearchTask(
-            problem=problem,
-            evaluator=Simulator(problem),
+            problem=simulator.problem,
+            evaluator=simulator,
             budget=budget,
             clock=time.perf_counter,
             seed=seed,
@@ -67,6 +78,15 @@ def run_method(
         return search(name, task)
 
 
+def run_beside_baseline(
+    problem: Problem, name: str, budget: Budget, *, seed: int, state_path: Path | None, resume: bool
+) -> tuple[SearchResult, SearchResult]:
+    """What the method called `name` finds, and data parallelism to compare it with."""
+    simulator = ready_simulator(problem)
+    result = run_method(simulator, name, budget, seed=seed, state_path=state_path, resume=resume)
+    return result, run_method(simulator, "data-parallel", budget)
+
+
 def find_all(names: str) -> list[str]:
     """The comma-separated method names, each known; raises `UnknownNameError` for the first that is not."""
     return [find_method(name.strip()).name for name in names.split(",")]
@@ -74,9 +94,10 @@ def find_all(names: str) -> list[str]:
 
 def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed: int) -> list[SearchResult]:
     """What each of the methods finds, in order; an interruption ends the one at work and those after it."""
+    simulator = ready_simulator(problem)
     results: list[SearchResult] = []
     for name in names:
-        results.append(run_method(problem, name, budget, seed=seed))
+        results.append(run_method(simulator, name, budget, seed=seed))
         if results[-1].interrupted:
             break
     return results
@@ -87,11 +108,8 @@ def show_progress(budget: Budget) -> Iterator[Progress]:
     """A listener to searches that draws a bar for each method it hears of; a full bar is a spent budget."""
     with progress_bar() as display:
         bars: dict[str, TaskID] = {}
-        compiling = "the first time on a machine, the simulator is compiled"
-        preparing = display.add_task("preparing", total=None, status=compiling)
 
         def listen(report: ProgressReport) -> None:
-            display.update(preparing, visible=False)
             if report.method not in bars:
                 bars[report.method] = display.add_task(report.method, total=1.0, status="")
             best = format_seconds(report.best_time_s) if isfinite(report.best_time_s) else "nothing that fits"

@@ -8,7 +8,7 @@ from soaprl.atomic import check_writable
 from soaprl.cli.inputs import ModelChoice, Prepared
 from soaprl.cli.output import say
 from soaprl.cli.records import make_record
-from soaprl.cli.searching import make_budget, make_outcome, run_method
+from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
 from soaprl.errors import unknown_name
 from soaprl.graph.files import graph_fingerprint, save_graph
 from soaprl.report.comparison import Outcome
@@ -82,10 +82,11 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
         StrategyError: The strategy does not fit the model or the cluster.
     """
     problem = prepared.problem
+    simulator = ready_simulator(problem)
     num_evaluations, search_time_s = 1, 0.0
     if chosen.record is None:
         budget = make_budget(None, None)
-        found = run_method(problem, chosen.name, budget)
+        found = run_method(simulator, chosen.name, budget)
         num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
         strategy, record = found.strategy, make_record(prepared, found, budget)
     else:
@@ -93,7 +94,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
         if record.cluster.fingerprint != problem.cluster.fingerprint:
             say(f"soaprl: {chosen.name} was found for {record.cluster.name}, not for {problem.cluster.name}")
         strategy = record.bind(problem.graph, problem.cluster, fingerprint=graph_fingerprint(problem.graph))
-    result = simulate(problem, strategy)
+    result = simulate(problem, strategy, simulator=simulator)
     outcome = make_outcome(
         chosen.name,
         result,
