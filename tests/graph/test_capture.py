@@ -195,6 +195,33 @@ def test_an_in_place_change_of_a_view_is_a_clear_error() -> None:
         captured(InPlaceView, (8,))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_factory_may_convert_its_model_and_ties_hold(dtype: torch.dtype) -> None:
+    def factory(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return Tied().to(dtype), (torch.zeros(batch, 5, dtype=torch.long),)
+
+    graph = graph_from_factory(factory, 4, name="converted")
+    parameters = [t for t in graph.tensors if t.role is TensorRole.PARAMETER]
+    assert [(t.dtype, t.aliases) for t in parameters] == [
+        (str(dtype).removeprefix("torch."), ("head.weight",))
+    ]
+
+
+class Empty(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return torch.cat([y, y[:, :0]], dim=1).square().mean()
+
+
+def test_a_tensor_without_elements_is_a_clear_error() -> None:
+    with pytest.raises(CaptureError, match="has no elements"):
+        captured(Empty, (8,))
+
+
 class DataDependent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -5,7 +5,8 @@ which dimensions of its inputs grow with the batch.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def _call_factory(
     factory: Factory, batch_size: int, name: str
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     try:
-        made = factory(batch_size)
+        with _converting_fake_modules():
+            made = factory(batch_size)
     except CaptureError:
         raise
     except Exception as error:
@@ -96,6 +98,41 @@ def _call_factory(
             f"the factory of {name} returned ({types}); {expected}: a torch.nn.Module, a tuple, a dict"
         )
     return module, args, kwargs
+
+
+@contextmanager
+def _converting_fake_modules() -> Iterator[None]:
+    """Lets ``module.bfloat16()`` and its kin work on fake parameters.
+
+    PyTorch converts fake parameters by swapping tensors, which fails for those that anything else refers to.
+    Here they are replaced instead; a parameter that several modules share stays one.
+    """
+    original = nn.Module._apply
+    replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+
+    def apply(
+        module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> nn.Module:
+        for child in module.children() if recurse else ():
+            child._apply(convert)  # type: ignore[no-untyped-call]
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in replaced:
+                with torch.no_grad():
+                    converted = nn.Parameter(convert(parameter), parameter.requires_grad)
+                # The old one is kept alive, so that its id stays its own.
+                replaced[id(parameter)] = (parameter, converted)
+            module._parameters[name] = replaced[id(parameter)][1]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else convert(buffer)
+        return module
+
+    nn.Module._apply = apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = original  # type: ignore[method-assign]
 
 
 def _sample_dims(

@@ -52,6 +52,7 @@ def import_program(
     loss = importer.loss()
     nodes = expand(importer.nodes, importer.values)
     nodes = _named(_needed(nodes, loss))
+    _check_elements(nodes, importer.values)
     return Program(
         name=name,
         batch_size=batch_size,
@@ -222,6 +223,17 @@ def _needed(nodes: list[Node], loss: int) -> list[Node]:
             wanted.update(node.tensor_arguments())
             kept.append(node)
     return kept[::-1]
+
+
+def _check_elements(nodes: list[Node], values: list[Value]) -> None:
+    """Raises `CaptureError` if a call reads a tensor without elements."""
+    for node in nodes:
+        for value in node.tensor_arguments():
+            if 0 in values[value].shape:
+                raise CaptureError(
+                    f"{node.name} reads a tensor of shape {values[value].shape}, which has no elements; "
+                    "this is not supported: leave it out of the model"
+                )
 
 
 def _with_roles(values: list[Value], nodes: list[Node]) -> list[Value]:
