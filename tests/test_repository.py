@@ -16,7 +16,7 @@ SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 SUBCOMMANDS = {"models", "clusters", "methods", "simulate", "search", "compare", "export", "demo"}
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 60
-# Compiled loops keep their state in local variables, which a call would have to hand over: they may be longer.
+# Compiled loops keep their state in local variables, which a call would have to hand over.
 MAX_COMPILED_BODY_LINES = 100
 
 
