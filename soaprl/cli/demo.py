@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from soaprl.cli.arguments import Json
-from soaprl.cli.output import print_json, print_outcomes, say
+from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes, say
 
 MODEL, CLUSTER = "nmt", "p100-1x4"
 METHODS = ("data-parallel", "model-parallel", "mcmc")
-EVALUATIONS = 20_000
+EVALUATIONS = 100_000
 
 
 def demo(
@@ -39,7 +39,8 @@ def demo(
     results = run_methods(prepared.problem, METHODS, budget, seed=0)
     best, graph = results[-1], prepared.problem.graph
     save_strategy(strategy_path, make_record(prepared, best, budget))
-    write_trace(simulate(prepared.problem, best.strategy), trace_path)
+    simulated = simulate(prepared.problem, best.strategy)
+    write_trace(simulated, trace_path)
     outcomes = [search_outcome(result, graph.batch_size) for result in results]
     if as_json:
         print_json(
@@ -53,11 +54,14 @@ def demo(
         return
     print_outcomes(prepared.title, outcomes)
     print(export_text(graph, prepared.problem.cluster, best.strategy))
+    busy = float(simulated.device_busy_s.mean()) / simulated.iteration_time_s
+    print(f"With the strategy that {best.method} found, the GPUs compute {100 * busy:.0f} % of the time.\n")
     print(
         f"Wrote {strategy_path}, the strategy, and {trace_path}, its timeline for https://ui.perfetto.dev\n"
         "Try next:\n"
-        f"  soaprl export {strategy_path} --format dot\n"
-        f"  soaprl simulate {MODEL} --cluster p100-4x4 --memory\n"
-        "  soaprl compare alexnet --cluster p100-4x4 --budget-seconds 20\n"
+        f"  soaprl compare {MODEL} --cluster p100-4x4 --budget-seconds 30\n"
+        f"  soaprl simulate {MODEL} --cluster {CLUSTER} --strategy {strategy_path} --memory\n"
         "  soaprl search path/file.py:factory --cluster a100-1x8 --out strategy.json"
     )
+    if best.interrupted:
+        raise typer.Exit(INTERRUPTED)
