@@ -4,11 +4,8 @@ from dataclasses import dataclass, field
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.cost.model import CostModel
-from soaprl.errors import unknown_name
+from soaprl.cost.optimizers import optimizer_facts
 from soaprl.graph.operators import OperatorGraph
-
-# Bytes of optimizer state for each byte of a parameter: the two moments of Adam, the velocity of momentum.
-OPTIMIZER_STATE = {"adam": 2, "momentum": 1, "sgd": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +13,7 @@ class SimulationOptions:
     """How an iteration is executed.
 
     Attributes:
-        optimizer: ``adam``, ``momentum`` or ``sgd``; decides the bytes of optimizer state.
+        optimizer: A name that `soaprl.cost.optimizers` knows; decides the bytes of optimizer state.
         paper: The paper's assumptions: transfers take bytes / bandwidth without latency, and gradients are
             synchronized by transfers to the first holder of a shard and back, not by collectives. The times
             of tasks are the cost model's affair.
@@ -29,13 +26,12 @@ class SimulationOptions:
     overlap_synchronization: bool = True
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZER_STATE:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZER_STATE)
+        optimizer_facts(self.optimizer)
 
     @property
     def state_per_parameter_byte(self) -> int:
         """Bytes of optimizer state for each byte of a trainable parameter."""
-        return OPTIMIZER_STATE[self.optimizer]
+        return optimizer_facts(self.optimizer).num_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
