@@ -6,9 +6,10 @@ from enum import IntEnum
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
+from soaprl.cost.kernels import filling_kernel
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.state import HALF, NUM_SYNC, SYNC_ID, UPDATE_ID
+from soaprl.simulator.state import HALF, NUM_EDGES, NUM_SYNC, SYNC_ID, UPDATE_ID
 
 
 class TaskKind(IntEnum):
@@ -97,6 +98,8 @@ def task_ids(simulator: Simulator) -> IntArray:
     """Ids of the tasks of the strategy simulated last, ascending."""
     work, layout = simulator.work, simulator.layout
     half = int(work.totals[HALF])
+    # By successor: how many before it return a gradient.
+    flows = np.concatenate([[0], np.cumsum(work.mirrored[: work.totals[NUM_EDGES]])])
     forward, backward = [], []
     for o in range(simulator.graph.num_operators):
         first, first_delivery = int(work.forward_id[o]), int(work.delivery_id[o])
@@ -105,8 +108,8 @@ def task_ids(simulator: Simulator) -> IntArray:
         forward += [parts, deliveries]
         if simulator.graph.has_backward[o]:
             backward.append(2 * half - 1 - parts)
-        returned = np.array([_returns(simulator, task) for task in deliveries], np.bool_)
-        backward.append(2 * half - 1 - deliveries[returned])
+        gradients = flows[work.successor_end[deliveries]] - flows[work.successor_begin[deliveries]]
+        backward.append(2 * half - 1 - deliveries[gradients > 0])
     first_sync, first_update = int(work.totals[SYNC_ID]), int(work.totals[UPDATE_ID])
     updates = np.arange(first_update, first_update + simulator.tables.num_devices, dtype=np.int64)
     rest = [
@@ -190,34 +193,61 @@ def critical_path(tasks: Timeline, edges: Dependencies, used: Occupations, table
 
     Each task starts when the one before it ends (a predecessor) or frees a resource both need.
     """
+    cause = np.full(tasks.num_tasks, -1, np.int64)
+    last = tasks.finish_s[edges.before] == tasks.ready_s[edges.after]
+    # Backwards, so that of several predecessors that end at once the first in sequence stays.
+    cause[edges.after[last][::-1]] = edges.before[last][::-1]
+    by_task = np.argsort(used.task, kind="stable")
+    begin = np.searchsorted(used.task[by_task], np.arange(tasks.num_tasks + 1))
+    computes = (tasks.resource >= 0) & (tasks.resource < tables.num_devices)
+    # Dispatch order: by ready time; tasks are in order of sequence, so a stable sort breaks ties.
+    order = np.argsort(tasks.ready_s, kind="stable")
+    _blame_resources(
+        order,
+        tasks.ready_s,
+        tasks.start_s,
+        np.where(computes, tasks.resource, -1),
+        begin,
+        used.link[by_task],
+        used.busy_s[by_task],
+        np.zeros(tables.num_devices, np.int64),
+        np.zeros(len(tables.link_latency_s), np.int64),
+        np.zeros(len(tables.link_latency_s), np.float64),
+        cause,
+    )
     path = [int(np.argmax(tasks.finish_s))]
-    # Dispatch order is by ready time; ids are ascending, so a stable sort breaks ties by id.
-    rank = np.empty(tasks.num_tasks, np.int64)
-    rank[np.argsort(tasks.ready_s, kind="stable")] = np.arange(tasks.num_tasks)
-    on_device = (tasks.resource >= 0) & (tasks.resource < tables.num_devices)
-    while True:
-        task = path[-1]
-        if tasks.start_s[task] > tasks.ready_s[task]:
-            if on_device[task]:
-                found = np.flatnonzero(tasks.resource == tasks.resource[task])
-                found = found[tasks.finish_s[found] == tasks.start_s[task]]
-            else:
-                shared = np.isin(used.link, used.link[used.task == task])
-                found = used.task[shared & (used.start_s + used.busy_s == tasks.start_s[task])]
-            found = found[rank[found] < rank[task]]
-            path.append(int(found[np.argmax(rank[found])]))
-        else:
-            found = edges.before[edges.after == task]
-            if len(found) == 0:
-                return np.array(path[::-1], np.int64)
-            path.append(int(found[np.argmax(tasks.finish_s[found])]))
+    while cause[path[-1]] >= 0:
+        path.append(int(cause[path[-1]]))
+    return np.array(path[::-1], np.int64)
 
 
-def _returns(simulator: Simulator, delivery: int) -> bool:
-    """Whether the gradient of a delivery is sent back."""
-    work = simulator.work
-    readers = slice(work.successor_begin[delivery], work.successor_end[delivery])
-    return bool(work.mirrored[readers].any())
+@filling_kernel
+def _blame_resources(
+    order: IntArray,
+    ready_s: FloatArray,
+    start_s: FloatArray,
+    device: IntArray,
+    begin: IntArray,
+    links: IntArray,
+    busy_s: FloatArray,
+    device_user: IntArray,
+    link_user: IntArray,
+    link_free_s: FloatArray,
+    cause: IntArray,
+) -> None:
+    """Sets the cause of each task that found a resource busy: who had it until the task started."""
+    for task in order:
+        waited = start_s[task] > ready_s[task]
+        if device[task] >= 0:
+            if waited:
+                cause[task] = device_user[device[task]]
+            device_user[device[task]] = task
+        for k in range(begin[task], begin[task + 1]):
+            link = links[k]
+            if waited and link_free_s[link] == start_s[task]:
+                cause[task] = link_user[link]
+            link_free_s[link] = start_s[task] + busy_s[k]
+            link_user[link] = task
 
 
 def _first_readers(simulator: Simulator) -> IntArray:
