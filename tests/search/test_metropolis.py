@@ -9,7 +9,7 @@ from soaprl.errors import OutputError, SearchError
 from soaprl.search.metropolis import Expert, MetropolisSettings, metropolis
 from soaprl.search.proposals import ProposalSettings
 from soaprl.search.task import Budget, Evaluation, Evaluator, SearchResult
-from soaprl.strategy.baselines import single_device
+from soaprl.strategy.baselines import data_parallel, single_device
 from soaprl.strategy.strategy import Strategy
 from soaprl.strategy.validation import check_strategy
 from tests.search.synthetic import (
@@ -276,6 +276,25 @@ def test_experts_are_starts_where_they_apply() -> None:
     ]
     metropolis(task, SETTINGS, experts=experts)
     assert list(dict.fromkeys(stages)) == ["from data-parallel", "from whole", "from random-0"]
+
+
+def test_every_start_has_random_numbers_of_its_own() -> None:
+    problem = toy_problem(chain(), 2)
+    seen: list[Strategy] = []
+
+    class Watching:
+        def evaluate(self, strategy: Strategy) -> Score:
+            seen.append(strategy)
+            return Score(iteration_time_s=float(len(seen)))
+
+    # The expert starts from data parallelism as well; at this temperature nothing slower is accepted.
+    again: list[tuple[str, Expert]] = [
+        ("again", lambda problem: data_parallel(problem.graph, problem.cluster))
+    ]
+    settings = MetropolisSettings(beta_relative=1e12, num_random_starts=0, patience=1.0)
+    metropolis(toy_task(problem, Watching(), evaluations=40), settings, experts=again)
+    assert seen[0] == seen[20]
+    assert seen[1:20] != seen[21:]
 
 
 def test_with_a_batch_smaller_than_the_devices_the_search_starts_at_random() -> None:
