@@ -1,6 +1,7 @@
 """Random toy graphs, clusters and strategies."""
 
 import random
+from dataclasses import replace
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.operators import OperatorGraph
@@ -30,6 +31,18 @@ def random_graph(rng: random.Random, *, num_operators: int) -> OperatorGraph:
 
 
 def random_cluster(rng: random.Random) -> Cluster:
+    """Of a random shape; half of them with a bandwidth of its own for every link, also along a route."""
+    cluster = shaped_cluster(rng)
+    if rng.random() < 0.5:
+        return cluster
+    links = tuple(
+        replace(link, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * rng.choice([0.5, 1.0, 3.0]))
+        for link in cluster.links
+    )
+    return replace(cluster, links=links)
+
+
+def shaped_cluster(rng: random.Random) -> Cluster:
     bandwidth, latency = rng.choice([1.0, 3.0, 7.0]), rng.choice([0.0, 0.5, 1.0 / 3.0])
     types = (toy_type("fast"), toy_type("slow", memory_bytes=1 << 12))
     shape = rng.choice(["uniform", "bus", "nodes"])
