@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import numba
@@ -90,7 +91,8 @@ def measure(graph: OperatorGraph, cluster: Cluster, name: str, strategy: Strateg
 
     def run() -> None:
         work, queue = simulator.work, simulator.queue
-        schedule(simulator.graph, simulator.layout, simulator.tables, simulator.plans, work, queue, guess_s)
+        graph, layout, tables, plans = parts[0], parts[2], parts[3], simulator.plans
+        schedule(graph, layout, tables, plans, work, queue, guess_s, simulator.load_s, inf)
 
     assembled, scheduled = [], []
     for _ in range(_REPEATS):

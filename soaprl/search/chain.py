@@ -29,6 +29,10 @@ Memory. A strategy that does not fit in memory has infinite cost: it is never ac
 While the current strategy does not fit, infeasible proposals are compared by peak memory instead of time,
 with the same relative temperature, and the first one that fits is accepted.
 
+Threshold first. As the random number comes before the simulation, the longest time that a proposal may have
+to matter is known (`longest_of_interest_s`), and the simulator stops once it is certain to be longer. The
+chain is the same, draw for draw.
+
 Every random number is a function of (seed, start, step), so that a chain goes on from any step.
 """
 
@@ -37,7 +41,7 @@ from math import inf
 from typing import NamedTuple
 
 from soaprl.search.proposals import BLOCK_SIZE, Proposals
-from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank
+from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank, score_within
 from soaprl.strategy.strategy import OpConfig, Strategy
 
 
@@ -137,9 +141,18 @@ def accepts(chain: Chain, proposed: Evaluation, exponential: float) -> bool:
     return proposed.peak_memory_bytes <= current.peak_memory_bytes + exponential * chain.memory_scale_bytes
 
 
+def longest_of_interest_s(chain: Chain, exponential: float) -> float:
+    """The longest iteration time with which a proposal can be accepted or be the best of this chain."""
+    if not chain.evaluation.feasible:
+        return inf
+    accepted_s = chain.evaluation.iteration_time_s + exponential * chain.time_scale_s
+    infeasible, best_s = chain.start_rank
+    return inf if infeasible else max(accepted_s, best_s)
+
+
 def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     """Make steps until a limit; returns the chain, and whether a KeyboardInterrupt ended it."""
-    evaluate, elapsed, visit = walker.evaluator.evaluate, walker.elapsed, walker.visit
+    score, elapsed, visit = score_within(walker.evaluator), walker.elapsed, walker.visit
     step, block, now = chain.step, -1, elapsed()
     try:
         while (
@@ -159,10 +172,10 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
                 energy += ratio
             else:
                 strategy = chain.current.replaced(draws.operators[row], draws.config(row))
-            evaluation = evaluate(strategy)
+            evaluation = score(strategy, longest_of_interest_s(chain, energy))
             now = elapsed()
-            accepted = accepts(chain, evaluation, energy)
-            if accepted or (draws.tied[row] and rank(evaluation) < chain.start_rank):
+            accepted = evaluation is not None and accepts(chain, evaluation, energy)
+            if evaluation is not None and (accepted or rank(evaluation) < chain.start_rank):
                 # One assignment: an interrupt leaves the chain before or after the step, never within it.
                 found = Proposal(step + 1, strategy, evaluation, walker.first_number + step + 1, now)
                 chain = _moved(chain, found, accepted=accepted)

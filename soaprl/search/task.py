@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,22 @@ class Evaluator(Protocol):
     def evaluate(self, strategy: Strategy) -> Evaluation:
         """Simulate one iteration under `strategy`."""
         ...
+
+
+@runtime_checkable
+class BoundedEvaluator(Evaluator, Protocol):
+    """An evaluator that can stop early: it need not finish what takes longer than a limit."""
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+        """What `evaluate` gives, or None if the iteration certainly takes longer than `limit_s`."""
+        ...
+
+
+def score_within(evaluator: Evaluator) -> Callable[[Strategy, float], Evaluation | None]:
+    """A function that scores a strategy up to a limit, whether or not `evaluator` can stop early."""
+    if isinstance(evaluator, BoundedEvaluator):
+        return evaluator.evaluate_within
+    return lambda strategy, limit_s: evaluator.evaluate(strategy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

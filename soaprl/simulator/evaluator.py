@@ -1,10 +1,11 @@
 """The simulator: holds the patterns of a problem and scores strategies."""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
-from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
+from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray, cluster_tables
 from soaprl.cost.kernels import filling_kernel
 from soaprl.cost.transfers import CollectiveScratch, collective_scratch
 from soaprl.simulator.assemble import (
@@ -35,6 +36,10 @@ from soaprl.simulator.synchronize import link_synchronization, plan_groups
 from soaprl.simulator.tables import GraphTables, graph_index, graph_tables
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.validation import check_config, check_strategy
+
+# Relative error that sums of times may have; lower bounds are trusted beyond it.
+_ROUNDING = 1e-9
+_RECOUNT_EVERY = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,9 @@ class Simulator:
         self._capacity: IntArray = np.array(
             [cluster.device_types[d.type].memory_bytes for d in cluster.devices], np.int64
         )
+        self.load_s: FloatArray = np.zeros(cluster.num_devices, np.float64)
+        self._other_load_s: FloatArray = np.zeros(cluster.num_devices, np.float64)
+        self._num_loads = 0
         self._horizon_s = 0.0
         self.pools: PatternPools = self._gathered()
         self.layout: Layout = empty_layout(self.graph, len(self.index.groups), cluster.num_devices)
@@ -95,7 +103,27 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        self.load(strategy)
+        evaluation = self.evaluate_within(strategy, inf)
+        assert evaluation is not None, "without a limit every strategy is simulated to its end"
+        return evaluation
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+        """Simulates one iteration under `strategy` unless it certainly takes longer than `limit_s`.
+
+        Two lower bounds are tried: the busiest device's compute time, before anything is assembled, and what
+        the devices still have to do, while the schedule is made. An answer is what `evaluate` gives, even if
+        its time passes the limit.
+
+        Returns:
+            None if the iteration takes longer than `limit_s`.
+
+        Raises:
+            StrategyError: The strategy does not fit the graph or the cluster.
+        """
+        changed = self._changed(strategy)
+        if limit_s < inf and self._busiest_s(changed, strategy) > limit_s * (1.0 + _ROUNDING):
+            return None
+        self._load(changed, strategy)
         options = self.problem.options
         time_s, peak_bytes, fits, communication_bytes = _evaluate(
             self.graph,
@@ -112,7 +140,11 @@ class Simulator:
             options.paper,
             options.overlap_synchronization,
             self._horizon_s,
+            self.load_s,
+            limit_s,
         )
+        if time_s == inf:
+            return None
         self._horizon_s = time_s
         return Evaluation(
             iteration_time_s=time_s,
@@ -123,28 +155,73 @@ class Simulator:
 
     def load(self, strategy: Strategy) -> None:
         """Makes `strategy` the one at hand: brings patterns, layout and plans up to date."""
+        self._load(self._changed(strategy), strategy)
+
+    def _changed(self, strategy: Strategy) -> list[int]:
+        """The operators whose configuration is not the one at hand."""
         if len(strategy.configs) != len(self._configs):
             check_strategy(self.problem.graph, self.tables.num_devices, strategy)
         before, after = self._configs, strategy.configs
-        changed = [o for o in range(len(after)) if after[o] is not before[o] and after[o] != before[o]]
+        return [o for o in range(len(after)) if after[o] is not before[o] and after[o] != before[o]]
+
+    def _busiest_s(self, changed: list[int], strategy: Strategy) -> float:
+        """Seconds that the busiest device computes under `strategy`: no iteration is shorter."""
+        self._other_load_s[:] = self.load_s
+        for o in changed:
+            old = self._configs[o]
+            if old is not None:
+                self._add_load(self._other_load_s, o, old, -1.0)
+            self._add_load(self._other_load_s, o, strategy.configs[o], 1.0)
+        return float(self._other_load_s.max())
+
+    def _add_load(self, load_s: FloatArray, o: int, config: OpConfig, sign: float) -> None:
+        """Adds (or takes away) what the tasks of one operator take on their devices."""
+        pattern = self._operator_pattern(o, config)
+        pools, device_type = self.pools, self.tables.device_type
+        devices = np.array(config.devices, np.int64)
+        add_load(
+            load_s,
+            pools.forward_s,
+            pools.backward_s,
+            device_type,
+            devices,
+            pattern.part_base,
+            pools.num_types,
+            sign,
+        )
+
+    def _load(self, changed: list[int], strategy: Strategy) -> None:
         if not changed:
             return
+        before, after = self._configs, strategy.configs
         patterns = [self._operator_pattern(o, after[o]) for o in changed]
         edges: set[int] = set()
         groups: set[int] = set()
+        self._num_loads += 1
         for o, pattern in zip(changed, patterns, strict=True):
             old = before[o]
             if old is None or old.degrees != after[o].degrees:
                 edges.update(self.index.edges_of[o])
+            if old is not None:
+                self._add_load(self.load_s, o, old, -1.0)
+            self._add_load(self.load_s, o, after[o], 1.0)
             groups.update(self.index.groups_of[o])
             before[o] = after[o]
             self._place(o, pattern, after[o])
+        if self._num_loads % _RECOUNT_EVERY == 0:
+            self._recount_load(strategy)
         for edge in edges:
             self._connect(edge)
         for group in groups:
             self._cut(group)
         self._plan(np.array(sorted(groups), np.int64))
         self._make_room()
+
+    def _recount_load(self, strategy: Strategy) -> None:
+        """Sums the load of each device anew, so that rounding errors do not pile up."""
+        self.load_s[:] = 0.0
+        for o, config in enumerate(strategy.configs):
+            self._add_load(self.load_s, o, config, 1.0)
 
     def operator_pattern(self, operator: int) -> OperatorPattern:
         """The pattern of an operator under the strategy at hand."""
@@ -299,13 +376,34 @@ def _evaluate(
     paper: bool,
     overlap: bool,
     horizon_s: float,
+    load_s: FloatArray,
+    limit_s: float,
 ) -> tuple[float, int, bool, int]:
-    """Iteration time, largest peak memory, whether all fits, bytes moved."""
+    """Iteration time, largest peak memory, whether all fits, bytes moved; infinite time: past the limit."""
     assemble(graph, pools, layout, tables, plans, work, paper, overlap)
-    time_s = schedule(graph, layout, tables, plans, work, queue, horizon_s)
+    time_s = schedule(graph, layout, tables, plans, work, queue, horizon_s, load_s, limit_s)
+    if time_s == np.inf:
+        return time_s, 0, False, 0
     peak_bytes = peak_memory(work, peaks, live, state_per_byte)
     fits = True
     for device in range(tables.num_devices):
         fits = fits and peaks[device] <= capacity[device]
     moved = work.totals[ACTIVATION_BYTES] + work.totals[GRADIENT_BYTES] + work.totals[SYNC_BYTES]
     return time_s, peak_bytes, fits, moved
+
+
+@filling_kernel
+def add_load(
+    load_s: FloatArray,
+    forward_s: FloatArray,
+    backward_s: FloatArray,
+    device_type: IntArray,
+    devices: IntArray,
+    part_base: int,
+    num_types: int,
+    sign: float,
+) -> None:
+    """Adds `sign` times what the tasks of an operator take to the loads of their devices."""
+    for part, device in enumerate(devices):
+        timed = (part_base + part) * num_types + device_type[device]
+        load_s[device] += sign * (forward_s[timed] + backward_s[timed])

@@ -10,6 +10,9 @@ The task that becomes ready first is dispatched first; among equal times the one
 No task is ready before a task that was dispatched earlier, so the queue only moves forward: ready tasks wait
 in unsorted buckets of equal time, and only the bucket at hand (the *batch*) is kept sorted. This gives the
 order of a heap at a fraction of its cost. The width of a bucket changes the speed, never the order.
+
+A search that only asks whether an iteration takes longer than a limit need not see its end: when a device is
+done with a task, it still has all its other tasks to do. If that alone passes the limit, the schedule stops.
 """
 
 from typing import NamedTuple
@@ -36,6 +39,7 @@ class Queue(NamedTuple):
         spare_ready_s: Shape [ids].
         device_free_s: Shape [devices].
         link_free_s: Shape [links].
+        remaining_s: Shape [devices]; how long the tasks take that a device has not begun.
     """
 
     head: IntArray
@@ -46,6 +50,7 @@ class Queue(NamedTuple):
     spare_ready_s: FloatArray
     device_free_s: FloatArray
     link_free_s: FloatArray
+    remaining_s: FloatArray
 
 
 def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
@@ -59,6 +64,7 @@ def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
         spare_ready_s=np.zeros(num_ids, np.float64),
         device_free_s=np.zeros(num_devices, np.float64),
         link_free_s=np.zeros(num_links, np.float64),
+        remaining_s=np.zeros(num_devices, np.float64),
     )
 
 
@@ -71,8 +77,12 @@ def schedule(
     work: Workspace,
     queue: Queue,
     horizon_s: float,
+    load_s: FloatArray,
+    limit_s: float,
 ) -> float:
     """Fills ready, start and finish times; returns the time of the last finish.
+
+    If that is certain to pass `limit_s`, it may stop and return infinity, with times filled in part.
 
     Args:
         graph: The graph.
@@ -82,7 +92,11 @@ def schedule(
         work: The task graph.
         queue: Working memory.
         horizon_s: A guess of the result, for speed.
+        load_s: Shape [devices]; how long the forward and backward tasks of each take in all.
+        limit_s: Limit of interest; infinite for none.
     """
+    for device in range(tables.num_devices):
+        queue.remaining_s[device] = load_s[device]
     queue.device_free_s[:] = 0.0
     queue.link_free_s[:] = 0.0
     num_tasks = work.totals[NUM_TASKS]
@@ -93,7 +107,9 @@ def schedule(
     successors, begins, ends = work.successors, work.successor_begin, work.successor_end
     in_degree, ready_s, start_s, finish_s = work.in_degree, work.ready_s, work.start_s, work.finish_s
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
-    device_free_s, link_free_s = queue.device_free_s, queue.link_free_s
+    device_free_s, link_free_s, remaining_s = queue.device_free_s, queue.link_free_s, queue.remaining_s
+    # Sums in another order differ in their last bits: a bound counts only if it passes the limit by more.
+    limit_s *= 1.0 + 1e-9
     offsets, links, bandwidth = tables.route_offsets, tables.route_links, tables.link_bandwidth_bytes_per_s
     num_devices, first_plan = tables.num_devices, tables.num_devices * (tables.num_devices + 1)
     middle = len(queue.spare)
@@ -126,6 +142,9 @@ def schedule(
         elif on < num_devices:
             begun_s = max(begun_s, device_free_s[on])
             device_free_s[on] = begun_s + duration_s[task]
+            remaining_s[on] -= duration_s[task]
+            if device_free_s[on] + remaining_s[on] > limit_s:
+                return np.inf
         elif on < first_plan:
             route = on - num_devices
             begun_s = _send(
