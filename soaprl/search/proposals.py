@@ -6,7 +6,10 @@ A proposal draws an operator uniformly, then a configuration of it that does not
 ``k(d)`` tasks on n devices has the sum of ``n ** k(d)`` configurations, so almost all draws have the largest
 number of tasks, on devices with no pattern.
 
-*mixture* (default): the degree vector is uniform over the legal ones; then the devices of its k tasks are
+*mixture* (default): with probability `ProposalSettings.even_degrees`, the degree vector is uniform over the
+*even* ones (each degree divides its factor's extent, and the tasks divide n), otherwise over all
+legal ones; on 64 devices an operator has thousands of these, of which dozens are even. Then the devices of its
+k tasks are
 
     aligned block   (start + j) mod n, start a random multiple of k
     block           (start + j) mod n, start random
@@ -74,6 +77,7 @@ class ProposalSettings:
         reductions: Whether factors that make partial sums may be split.
         divisors_only: Whether degrees must divide the extents.
         weights: Of the mixture.
+        even_degrees: Probability that the mixture draws an even degree vector.
         tied_moves: Probability that a step moves operators that share parameters together.
     """
 
@@ -82,11 +86,14 @@ class ProposalSettings:
     reductions: bool = True
     divisors_only: bool = False
     weights: DeviceWeights = DeviceWeights()
+    even_degrees: float = 0.5
     tied_moves: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 <= self.tied_moves < 1:
             raise SearchError(f"expected tied_moves from 0 to below 1, found {self.tied_moves}.")
+        if not 0 <= self.even_degrees < 1:
+            raise SearchError(f"expected even_degrees from 0 to below 1, found {self.even_degrees}.")
         if self.kind not in ("mixture", "uniform"):
             raise SearchError(f"expected the proposal 'mixture' or 'uniform', found {self.kind!r}.")
 
@@ -139,6 +146,13 @@ class Proposals:
         self._counts = np.array([len(table) for table in self._tables])
         self._first = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
         self._tasks = np.concatenate([np.prod(np.array(t, dtype=np.int64), axis=1) for t in self._tables])
+        self._is_even = np.concatenate(
+            [even_rows(o.extents, t, num_devices) for o, t in zip(graph.operators, self._tables, strict=True)]
+        )
+        self._even = np.flatnonzero(self._is_even)
+        self._even_first = np.searchsorted(self._even, self._first)
+        self._even_counts = np.searchsorted(self._even, self._first + self._counts) - self._even_first
+        self._rows: list[dict[tuple[int, ...], int]] = [{} for _ in self._tables]
         self._uniform = settings.kind == "uniform"
         self._cumulative = self._uniform_cumulative() if self._uniform else np.empty(0)
 
@@ -176,7 +190,15 @@ class Proposals:
         structured = self._structured_probability(config.devices, n, k)
         arbitrary = log(self._settings.weights.arbitrary) - k * log(n)
         devices = np.logaddexp(log(structured), arbitrary) if structured > 0 else arbitrary
-        return float(devices) - log(self._counts[operator])
+        return float(devices) + log(self._degrees_probability(operator, config.degrees))
+
+    def _degrees_probability(self, operator: int, degrees: tuple[int, ...]) -> float:
+        """Probability that the mixture draws these degrees for `operator`."""
+        rows = self._rows[operator]
+        if not rows:
+            rows.update((vector, row) for row, vector in enumerate(self._tables[operator]))
+        even, share = self._is_even[self._first[operator] + rows[degrees]], self._settings.even_degrees
+        return float((1 - share) / self._counts[operator] + share * even / self._even_counts[operator])
 
     def _drawn(self, rng: np.random.Generator, operators: NDArray[np.int64]) -> Draws:
         rows = len(operators)
@@ -186,6 +208,9 @@ class Proposals:
             index = np.minimum(index, self._first[operators] + self._counts[operators] - 1)
         else:
             index = self._first[operators] + (uniform * self._counts[operators]).astype(np.int64)
+            among = (uniform * self._even_counts[operators]).astype(np.int64)
+            chosen = self._even[self._even_first[operators] + among]
+            index = np.where(rng.random(rows) < self._settings.even_degrees, chosen, index)
         tasks = self._tasks[index]
         within = (index - self._first[operators]).tolist()
         names = operators.tolist()
@@ -240,6 +265,16 @@ class Proposals:
             shares = np.exp(weights - np.logaddexp.reduce(weights))
             parts.append(operator + np.minimum(np.cumsum(shares), 1.0))
         return np.concatenate(parts)
+
+
+def even_rows(
+    extents: tuple[int, ...], vectors: list[tuple[int, ...]], num_devices: int
+) -> NDArray[np.bool_]:
+    """Which degree vectors cut every factor evenly and give each of some devices the same number of tasks."""
+    degrees = np.array(vectors, dtype=np.int64).reshape(len(vectors), len(extents))
+    divides = (np.array(extents, dtype=np.int64) % degrees == 0).all(axis=1)
+    even: NDArray[np.bool_] = divides & (num_devices % np.prod(degrees, axis=1) == 0)
+    return even
 
 
 def tied_groups(graph: OperatorGraph) -> tuple[tuple[int, ...], ...]:

@@ -1,0 +1,129 @@
+"""Compares data parallelism, model parallelism and MCMC on the paper's models and clusters.
+
+    python -m benchmarks.search [--evaluations 30000] [--models nmt,alexnet] [--out benchmarks/search.md]
+
+Each search has the same number of evaluations and seed 0; results depend on nothing else. With our
+assumptions and with the paper's (``--paper`` of the command line). *Computing* is the share of a
+data-parallel iteration in which the busiest device computes: what is left is all that a strategy with the
+same compute time could gain.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.simulator import CLUSTERS, MODELS, machine
+from soaprl.atomic import write_text_atomic
+from soaprl.cluster.presets import cluster_from_name
+from soaprl.cost.roofline import RooflineCostModel
+from soaprl.graph.capture import capture_model
+from soaprl.graph.zoo import zoo_models
+from soaprl.search import Budget, SearchTask, search
+from soaprl.simulator import Problem, SimulationOptions, Simulator, simulate
+
+_COLUMNS = (
+    "assumptions",
+    "cluster",
+    "model",
+    "data-parallel ms",
+    "computing",
+    "model-parallel",
+    "MCMC",
+    "accepted",
+    "search s",
+)
+HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One problem; speed-ups are over data parallelism."""
+
+    paper: bool
+    cluster: str
+    model: str
+    data_parallel_s: float
+    busy_share: float
+    model_parallel_speedup: float
+    mcmc_speedup: float
+    num_accepted: int
+    search_s: float
+
+    def as_markdown(self) -> str:
+        """The line of the table."""
+        return (
+            f"| {'paper' if self.paper else 'ours'} | {self.cluster} | {self.model}"
+            f" | {1e3 * self.data_parallel_s:,.1f} | {self.busy_share:.1%} | {self.model_parallel_speedup:.2f}x"
+            f" | {self.mcmc_speedup:.3f}x | {self.num_accepted:,} | {self.search_s:,.0f} |"
+        )
+
+
+def measure(problem: Problem, *, num_evaluations: int) -> Row:
+    """Runs the three methods on a problem."""
+    simulator = Simulator(problem)
+
+    def run(method: str) -> tuple[float, int, float]:
+        begun_s = time.perf_counter()
+        task = SearchTask(
+            problem=problem,
+            evaluator=simulator,
+            budget=Budget(evaluations=num_evaluations),
+            clock=time.perf_counter,
+        )
+        result = search(method, task)
+        return result.evaluation.iteration_time_s, result.num_accepted, time.perf_counter() - begun_s
+
+    data_parallel_s, _, _ = run("data-parallel")
+    model_parallel_s, _, _ = run("model-parallel")
+    mcmc_s, num_accepted, search_s = run("mcmc")
+    task = SearchTask(problem=problem, evaluator=simulator, budget=Budget(), clock=time.perf_counter)
+    detail = simulate(problem, search("data-parallel", task).strategy, simulator=simulator)
+    return Row(
+        paper=problem.options.paper,
+        cluster=problem.cluster.name,
+        model=problem.graph.name,
+        data_parallel_s=data_parallel_s,
+        busy_share=float(detail.device_busy_s.max()) / data_parallel_s,
+        model_parallel_speedup=data_parallel_s / model_parallel_s,
+        mcmc_speedup=data_parallel_s / mcmc_s,
+        num_accepted=num_accepted,
+        search_s=search_s,
+    )
+
+
+def main() -> None:
+    """Measures and writes the table, line by line."""
+    parser = argparse.ArgumentParser(description="Compare searches.")
+    parser.add_argument("--models", default=",".join(MODELS), help="zoo names, separated by commas")
+    parser.add_argument("--clusters", default=",".join(CLUSTERS[1:]), help="preset names")
+    parser.add_argument("--evaluations", type=int, default=30_000, help="budget of each search")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).with_suffix(".md"), help="the table to write"
+    )
+    arguments = parser.parse_args()
+    console, lines = Console(), []
+    command = f"python -m benchmarks.search --evaluations {arguments.evaluations}"
+    text = f"# Searches\n\n{machine()}. Seed 0. Written by `{command}`.\n\n"
+    for cluster_name in arguments.clusters.split(","):
+        for model in arguments.models.split(","):
+            cluster = cluster_from_name(cluster_name)
+            graph = capture_model(model, zoo_models()[model].batch_per_device * cluster.num_devices)
+            for paper in (False, True):
+                problem = Problem(
+                    graph=graph,
+                    cluster=cluster,
+                    cost=RooflineCostModel(paper=paper),
+                    options=SimulationOptions(paper=paper),
+                )
+                lines.append(measure(problem, num_evaluations=arguments.evaluations))
+                console.print(lines[-1].as_markdown(), highlight=False, soft_wrap=True)
+                ordered = sorted(lines, key=lambda row: row.paper)
+                table = "\n".join(row.as_markdown() for row in ordered)
+                write_text_atomic(arguments.out, text + HEADER + table + "\n")
+
+
+if __name__ == "__main__":
+    main()
