@@ -15,7 +15,7 @@ from soaprl.graph.operators import Call, Operator, Tensor, TensorRole
 from soaprl.graph.program import Program
 from soaprl.graph.refine import refine
 from soaprl.graph.resolve import Resolved, first_pieces, stored, viewed
-from soaprl.graph.rules.base import Node, Reshape, Rule, RuleResult, RuleTable, ValueRef, View
+from soaprl.graph.rules.base import Node, Reshape, Rule, RuleResult, RuleTable, Value, ValueRef, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Lowered:
         constant_results: For each of them, the tensor indices of its results.
         loss: Tensor index of the loss.
         unknown: Targets without a rule, with their number of calls.
+        failed: Targets whose rule raised an exception, with the first one.
     """
 
     tensors: tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Lowered:
     constant_results: tuple[tuple[int, ...], ...]
     loss: int
     unknown: dict[str, int]
+    failed: dict[str, str]
 
 
 def lower(program: Program, table: RuleTable, *, keep_views: bool = False) -> Lowered:
@@ -51,16 +53,38 @@ def lower(program: Program, table: RuleTable, *, keep_views: bool = False) -> Lo
         table: The rules.
         keep_views: Make a copying operator of every view instead of folding it into its readers.
     """
-    rules = tuple(table.apply(node, program.values) for node in program.nodes)
-    lowering = _Lowering(program, rules, keep_views)
+    failed: dict[str, str] = {}
+    rules = tuple(_applied(table, node, program.values, failed) for node in program.nodes)
+    lowering = _Lowering(program, rules, keep_views, failed)
     lowering.run()
     return lowering.result()
+
+
+def _applied(
+    table: RuleTable, node: Node, values: tuple[Value, ...], failed: dict[str, str]
+) -> RuleResult:
+    """The rule of a call; None where it raises an exception, which `failed` gets.
+
+    Users call operators in ways that no one thought of. A rule that stumbles over one costs them the splits
+    of that call, not the whole model, and they are told.
+    """
+    try:
+        return table.apply(node, values)
+    except Exception as error:
+        failed.setdefault(node.target, f"{type(error).__name__}: {error}".strip(": "))
+        return None
 
 
 class _Lowering:
     """The state of one run of `lower`."""
 
-    def __init__(self, program: Program, rules: tuple[RuleResult, ...], keep_views: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        rules: tuple[RuleResult, ...],
+        keep_views: bool,
+        failed: dict[str, str],
+    ) -> None:
         self.program = program
         self.rules = rules
         self.keep_views = keep_views
@@ -73,6 +97,7 @@ class _Lowering:
         self.operators: list[tuple[Operator, Rule]] = []
         self.constants: list[tuple[Call, tuple[int, ...]]] = []
         self.unknown: Counter[str] = Counter()
+        self.failed = failed
 
     def run(self) -> None:
         defined = {value for node in self.program.nodes for value in node.results}
@@ -81,7 +106,7 @@ class _Lowering:
                 self.store(value)
         for index, (node, rule) in enumerate(zip(self.program.nodes, self.rules, strict=True)):
             if rule is None:
-                if not self.is_constant(node.results):
+                if not self.is_constant(node.results) and node.target not in self.failed:
                     self.unknown[node.target] += 1
                 self.add_call(node, opaque_rule(node, self.program.values), {})
             elif not isinstance(rule, Rule):
@@ -102,6 +127,7 @@ class _Lowering:
             constant_results=tuple(results for _, results in self.constants),
             loss=self.context.tensor_of[self.resolved[self.program.loss].root],
             unknown=dict(self.unknown),
+            failed=self.failed,
         )
 
     def is_constant(self, results: tuple[int, ...]) -> bool:

@@ -255,7 +255,7 @@ def test_a_factory_that_raises_is_quoted() -> None:
     def factory(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
         raise RuntimeError("no such width")
 
-    with pytest.raises(CaptureError, match="RuntimeError for batch size 4: no such width"):
+    with pytest.raises(CaptureError, match="batch size 4, raised RuntimeError: no such width"):
         graph_from_factory(factory, 4, name="raises")
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
-from soaprl.errors import CaptureError
+from soaprl.errors import CaptureError, SoaprlError
 from soaprl.graph.capture.nodes import import_program
 from soaprl.graph.program import Program
 
@@ -53,8 +54,7 @@ def capture(factory: Factory, batch_size: int, *, name: str) -> Program:
     """
     if batch_size < 1:
         raise CaptureError(f"the batch size must be at least 1, found {batch_size}")
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")
+    with _capturing():
         module, args, kwargs = _call_factory(factory, batch_size, name)
         sample_dims, notes = _sample_dims(factory, batch_size, name, (args, kwargs))
         module.train()
@@ -74,17 +74,56 @@ def capture(factory: Factory, batch_size: int, *, name: str) -> Program:
     )
 
 
+@contextmanager
+def _capturing() -> Iterator[None]:
+    """No weights, no warnings of PyTorch; ``torch.compile`` and checkpoints do nothing."""
+    stance = torch.compiler.set_stance("force_eager")
+    with warnings.catch_warnings(), stance, _open_checkpoints(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _open_checkpoints() -> Iterator[None]:
+    """Runs what reentrant checkpoints hold as if they were not there: inside, export sees no gradients."""
+    original = CheckpointFunction.apply
+
+    def run(function: Callable[..., Any], preserve_random_state: bool, *args: object) -> object:
+        return function(*args)
+
+    CheckpointFunction.apply = run  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = original  # type: ignore[method-assign]
+
+
+def describe_failure(error: BaseException) -> str:
+    """An exception of the user's code in one line, with advice where the cause is well known."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if type(error).__name__ in _DATA_DEPENDENT or "data-dependent" in text.lower():
+        return f"{text}. Models are captured without data: {_NO_DATA}"
+    if "cuda" in text.lower():
+        return f"{text}. No GPU is needed: make the model and its inputs on the CPU"
+    return text
+
+
+_DATA_DEPENDENT = ("DataDependentOutputException", "DynamicOutputShapeException")
+_NO_DATA = "nothing may depend on the values of tensors (no .item(), no branches or shapes by data)"
+
+
 def _call_factory(
     factory: Factory, batch_size: int, name: str
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     try:
         with _converting_fake_modules():
             made = factory(batch_size)
-    except CaptureError:
+    except SoaprlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CaptureError(
-            f"the factory of {name} raised {type(error).__name__} for batch size {batch_size}: {error}"
+            f"the factory of {name}, called with batch size {batch_size}, raised {describe_failure(error)}"
         ) from error
     expected = "expected (module, args) or (module, args, kwargs) from factory(batch_size)"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
@@ -97,7 +136,13 @@ def _call_factory(
         raise CaptureError(
             f"the factory of {name} returned ({types}); {expected}: a torch.nn.Module, a tuple, a dict"
         )
-    return module, args, kwargs
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"the factory of {name} returned a TorchScript module; expected the torch.nn.Module that it was"
+            " made from"
+        )
+    # What torch.compile wraps; its own wrapper is not there in what is exported.
+    return getattr(module, "_orig_mod", module), args, kwargs
 
 
 @contextmanager
@@ -154,20 +199,18 @@ def _sample_dims(
 def _returns_scalar(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bool:
     try:
         output = module(*args, **kwargs)
-    except Exception as error:
-        raise CaptureError(f"the forward of {name} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise CaptureError(f"the forward of {name} raised {describe_failure(error)}") from error
     return isinstance(output, torch.Tensor) and output.numel() == 1 and output.is_floating_point()
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> ExportedProgram:
     try:
         return torch.export.export(module, args, kwargs, strict=False)
+    except CaptureError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CaptureError(
-            f"{name} cannot be exported ({type(error).__name__}: {reason}). Its forward must not depend on "
-            "the values of tensors (no .item(), no branches on data)"
-        ) from error
+        raise CaptureError(f"torch.export cannot export {name}: {describe_failure(error)}") from error
 
 
 def _tied_parameters(module: nn.Module) -> dict[str, tuple[str, ...]]:

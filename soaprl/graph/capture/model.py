@@ -11,7 +11,7 @@ from typing import Any
 
 from soaprl.errors import CaptureError
 from soaprl.graph import zoo
-from soaprl.graph.capture.export import Factory, capture
+from soaprl.graph.capture.export import Factory, capture, describe_failure
 from soaprl.graph.coarsen import coarsen
 from soaprl.graph.lower import lower
 from soaprl.graph.operators import OperatorGraph
@@ -104,6 +104,8 @@ def graph_from_program(program: Program, *, coarsened: bool = True) -> OperatorG
     if lowered.unknown:
         names = ", ".join(f"{target} ({count})" for target, count in sorted(lowered.unknown.items()))
         notes.append(f"warning: no rule for {names}: not split, costed by bytes")
+    for target, reason in lowered.failed.items():
+        notes.append(f"warning: the rule for {target} failed ({reason}): not split, costed by bytes")
     return OperatorGraph(
         name=program.name,
         batch_size=program.batch_size,
@@ -133,18 +135,25 @@ def load_factory(file: UserFile) -> Factory:
 
 
 def _import(file: UserFile) -> ModuleType:
-    name = f"soaprl_user_model_{file.sha256[:12]}"
+    """The module that a user's file defines, imported as the member of a package of its own.
+
+    Its folder becomes the first to import from, as when Python runs the file, and stays it: factories and
+    forwards may import too. As the package is the folder, imports relative to the file work as well.
+    """
+    folder = file.path.resolve().parent
+    key = hashlib.sha256(f"{folder} {file.sha256}".encode()).hexdigest()[:12]
+    package = ModuleType(f"soaprl_user_model_{key}")
+    package.__path__ = [str(folder)]
+    name = f"{package.__name__}.{file.path.stem}"
     spec = importlib.util.spec_from_file_location(name, file.path)
     assert spec is not None, "a .py file has a spec"
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    folder = str(file.path.resolve().parent)
-    sys.path.insert(0, folder)
+    sys.modules |= {package.__name__: package, name: module}
+    if str(folder) not in sys.path[:1]:
+        sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise CaptureError(f"{file.path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
+    except (Exception, SystemExit) as error:
+        raise CaptureError(f"{file.path} cannot be imported: {describe_failure(error)}") from error
     return module

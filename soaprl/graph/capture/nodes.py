@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from soaprl.errors import CaptureError
 from soaprl.graph.capture.expand import expand
+from soaprl.graph.capture.targets import is_view, read_keywords, target_name, viewed_node, written_argument
 from soaprl.graph.operators import TensorRole
 from soaprl.graph.program import Program
 from soaprl.graph.rules.base import Node, NodeArgument, Value, ValueRef
@@ -21,6 +22,8 @@ _ROLES = {
     InputKind.CONSTANT_TENSOR: TensorRole.BUFFER,
     InputKind.USER_INPUT: TensorRole.INPUT,
 }
+# Calls of a part of the graph in another mode; everything else that calls a graph is control flow.
+_GRADIENT_MODE, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
 
 def import_program(
@@ -46,10 +49,12 @@ def import_program(
     """
     importer = _Importer(exported, aliases, prefix)
     importer.add_placeholders(sample_dims)
-    for node in exported.graph.nodes:
-        if node.op == "call_function":
-            importer.add_call(node)
+    importer.add_calls(exported.graph)
     loss = importer.loss()
+    if not importer.values[loss].requires_grad:
+        importer.notes.append(
+            "warning: the loss has no gradient with respect to any parameter: only the forward pass is there"
+        )
     nodes = expand(importer.nodes, importer.values)
     nodes = _named(_needed(nodes, loss))
     _check_elements(nodes, importer.values)
@@ -79,6 +84,7 @@ class _Importer:
         self.sample_dims: dict[int, tuple[int, ...]] = {}
         self.aliases: dict[int, tuple[str, ...]] = {}
         self.notes: list[str] = []
+        self.gradient = True
 
     def add_placeholders(self, sample_dims: tuple[tuple[int, ...], ...]) -> None:
         specs = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
@@ -122,6 +128,42 @@ class _Importer:
         )
         return len(self.values) - 1
 
+    def add_calls(self, graph: fx.Graph) -> None:
+        """Imports the calls of the exported graph, or of a part of it that another mode applies to."""
+        for node in graph.nodes:
+            if node.op != "call_function":
+                continue
+            parts = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
+            graphs = [getattr(graph.owning_module, str(part.target)) for part in parts]
+            if any(isinstance(part, fx.GraphModule) for part in graphs):
+                self._add_part(node, node.args.index(parts[0]), graphs[0])
+            else:
+                self.add_call(node)
+
+    def _add_part(self, node: fx.Node, position: int, part: fx.GraphModule) -> None:
+        """Imports a part in place of its call; `position` of the call's arguments is the part."""
+        mode = target_name(node.target)
+        if mode not in (_GRADIENT_MODE, _AUTOCAST):
+            raise CaptureError(
+                f"the model calls {mode} (in module {self._module(node) or '(top)'}), whose course depends on"
+                " data; this is not supported: write it without control flow"
+            )
+        given = [a for a in node.args[position + 1 :] if isinstance(a, fx.Node)]
+        places = [n for n in part.graph.nodes if n.op == "placeholder"]
+        for outside, inside in zip(given, places, strict=True):
+            self.known[inside] = self.known[outside]
+        before = self.gradient
+        if mode == _GRADIENT_MODE:
+            self.gradient = bool(node.args[0])
+        self.add_calls(part.graph)
+        self.gradient = before
+        for outside, inside in zip(given, places, strict=True):
+            # It may have been changed in place.
+            self.known[outside] = self.known[inside]
+        results = [self.known[n] for n in part.graph.output_node().args[0]]  # type: ignore[union-attr, index]
+        assert all(isinstance(result, int) for result in results), "parts return tensors"
+        self.known[node] = tuple(result for result in results if isinstance(result, int))
+
     def add_call(self, node: fx.Node) -> None:
         if node.target is operator.getitem:
             source = self.known[node.args[0]]  # type: ignore[index]
@@ -135,17 +177,19 @@ class _Importer:
         if len(tensors) < len(made):
             return
         args = tuple(self._argument(a) for a in node.args)
-        kwargs = tuple((k, self._argument(a)) for k, a in node.kwargs.items())
+        kwargs = tuple((k, self._argument(a)) for k, a in read_keywords(node).items())
         captured = Node(
             name=node.name,
-            target=str(node.target),
+            target=target_name(node.target),
             module=self._module(node),
             args=args,
             kwargs=kwargs,
             results=(),
         )
-        flows = "detach" not in captured.target and any(
-            self.values[v].requires_grad for v in captured.tensor_arguments()
+        flows = (
+            self.gradient
+            and "detach" not in captured.target
+            and any(self.values[v].requires_grad for v in captured.tensor_arguments())
         )
         results = tuple(
             self._value(
@@ -161,14 +205,11 @@ class _Importer:
         self._follow_mutation(node, results)
 
     def _follow_mutation(self, node: fx.Node, results: tuple[int, ...]) -> None:
-        """After an in-place call, later readers of its first argument read its result."""
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable or not node.args:
+        """After an in-place call, later readers of what it changed read its result."""
+        changed = written_argument(node)
+        if changed is None:
             return
-        changed = node.args[0]
-        if not isinstance(changed, fx.Node):
-            return
-        if changed.op == "call_function" and _is_view(changed) and len(_base(changed).users) > 1:
+        if changed.op == "call_function" and is_view(changed) and len(viewed_node(changed).users) > 1:
             raise CaptureError(
                 f"{node.target} changes a view of another tensor in place (in module "
                 f"{self._module(node) or '(top)'}); write it without the in-place change, for "
@@ -200,19 +241,6 @@ class _Importer:
         known = self.known[output.args[0][-1]]
         assert isinstance(known, int), "the loss is one tensor"
         return known
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or schema.is_mutable:
-        return False
-    return any(r.alias_info is not None for r in schema.returns)
-
-
-def _base(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
 
 
 def _needed(nodes: list[Node], loss: int) -> list[Node]:
