@@ -1,6 +1,8 @@
 """From the words of a command line to a model, a cluster and the problem they make."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,9 @@ def load_model(choice: ModelChoice, num_devices: int) -> OperatorGraph:
     _check_batch(choice.name, batch_size, num_devices)
     from soaprl.graph.capture import capture_model
 
-    return capture_model(choice.name, batch_size, options=choice.options, coarsened=choice.coarsened)
+    # What the user's code prints is not the command's result.
+    with redirect_stdout(sys.stderr):
+        return capture_model(choice.name, batch_size, options=choice.options, coarsened=choice.coarsened)
 
 
 def make_problem(graph: OperatorGraph, cluster: Cluster, execution: Execution) -> Problem:

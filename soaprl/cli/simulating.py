@@ -92,7 +92,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
     else:
         record = chosen.record
         if record.cluster.fingerprint != problem.cluster.fingerprint:
-            say(f"soaprl: {chosen.name} was found for {record.cluster.name}, not for {problem.cluster.name}")
+            say(f"soaprl: warning: {_other_cluster(chosen.name, record.cluster.name, problem.cluster.name)}")
         strategy = record.bind(problem.graph, problem.cluster, fingerprint=graph_fingerprint(problem.graph))
     result = simulate(problem, strategy, simulator=simulator)
     outcome = make_outcome(
@@ -103,6 +103,15 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
         search_time_s=search_time_s,
     )
     return Simulated(result=result, outcome=outcome, record=record)
+
+
+def _other_cluster(strategy: str, found_for: str, simulated_on: str) -> str:
+    if found_for == simulated_on:
+        return (
+            f"{strategy} was found for another cluster of the name {found_for}: devices or links have changed"
+            " since, and another strategy may be better now"
+        )
+    return f"{strategy} was found for {found_for}, and another strategy may be better on {simulated_on}"
 
 
 def check_files(*paths: Path | None) -> None:

@@ -123,12 +123,23 @@ class StrategyRecord(_Strict):
                 degree or device, or its devices are not as many as its degrees say.
         """
         self._check_graph(graph, fingerprint or graph_fingerprint(graph))
+        self._check_devices(cluster)
         configs = []
         for operator in graph.operators:
             config = _config(operator, self.operators[operator.name])
             check_config(operator, config, cluster.num_devices)
             configs.append(config)
         return Strategy(tuple(configs))
+
+    def _check_devices(self, cluster: Cluster) -> None:
+        """A strategy of a larger cluster is told as such, and not by its first device that is not there."""
+        largest = max((max(record.devices, default=0) for record in self.operators.values()), default=0)
+        if self.cluster.fingerprint != cluster.fingerprint and largest >= cluster.num_devices:
+            raise StrategyError(
+                f"the strategy was found for another cluster: {self.cluster.name!r}, with at least"
+                f" {largest + 1} devices; {cluster.name!r} has {cluster.num_devices}. Name the cluster that"
+                " it was found for, or search again."
+            )
 
     def _check_graph(self, graph: OperatorGraph, fingerprint: str) -> None:
         missing = [name for name in graph.index if name not in self.operators]

@@ -204,3 +204,26 @@ def test_an_output_that_cannot_be_written_is_said_and_nothing_is_left(
     words = {"GRAPH": str(graph_file), "STRATEGY": str(strategy_file)}
     assert_refused(soaprl(*[words.get(word, word) for word in arguments]), "cannot write")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_strategy_of_a_larger_cluster_is_said_to_be_one(
+    soaprl: Soaprl, graph_file: Path, strategy_file: Path
+) -> None:
+    done = soaprl("simulate", graph_file, "-c", "p100-1x2", "-s", strategy_file)
+    assert_refused(done, "another cluster", "'p100-1x4'", "at least 4 devices", "'p100-1x2' has 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("k80-1x4", ["p100-1x4", "k80-1x4"]), ("p100-1x4", ["of the name p100-1x4"])]
+)
+def test_a_strategy_of_another_cluster_is_simulated_with_a_warning(
+    soaprl: Soaprl, graph_file: Path, strategy_file: Path, tmp_path: Path, name: str, words: list[str]
+) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    assert soaprl("clusters", "k80-1x4", "--out", cluster).code == 0
+    cluster.write_text(cluster.read_text().replace("name: k80-1x4", f"name: {name}"))
+    done = soaprl("simulate", graph_file, "-c", cluster, "-s", strategy_file, "--json")
+    assert done.code == 0
+    assert done.json["cluster"] == name
+    warning = next(line for line in done.err.splitlines() if "warning" in line)
+    assert all(word in warning for word in (*words, str(strategy_file)))

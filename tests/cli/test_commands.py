@@ -53,6 +53,25 @@ def test_a_file_with_a_factory_is_simulated_and_saved_as_a_graph(
     assert saved["batch_size"] == 32
 
 
+def test_what_a_model_prints_does_not_mix_with_the_result(soaprl: Soaprl, tmp_path: Path) -> None:
+    path = tmp_path / "talking.py"
+    path.write_text(
+        "import torch\n"
+        "print('imported')\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        print('called')\n"
+        "        return super().forward(x).sum()\n"
+        "def factory(batch_size):\n"
+        "    print('made')\n"
+        "    return Net(4, 2), (torch.zeros(batch_size, 4),)\n"
+    )
+    done = soaprl("simulate", f"{path}:factory", "-c", "p100-1x2", "--json")
+    assert done.code == 0, done.err
+    assert done.json["method"] == "data-parallel"
+    assert {"imported", "made", "called"} <= set(done.err.splitlines())
+
+
 def test_a_batch_defaults_to_64_a_device_for_a_file(soaprl: Soaprl, model_file: Path) -> None:
     found = soaprl("simulate", f"{model_file}:factory", "-c", "p100-1x2", "--json").json
     assert found["batch_size"] == 2 * 64
