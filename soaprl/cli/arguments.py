@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from soaprl.cost.optimizers import optimizer_names
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -37,7 +39,7 @@ Optimizer = Annotated[
     str | None,
     typer.Option(
         "--optimizer",
-        help="sgd, momentum or adam: decides memory and update time. Default: the zoo's, or adam.",
+        help=f"{', '.join(optimizer_names())}: decides memory and update time. Default: the zoo's, or adam.",
     ),
 ]
 ComputeDtype = Annotated[

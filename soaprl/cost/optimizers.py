@@ -10,7 +10,7 @@ class OptimizerFacts:
     """One optimizer.
 
     Attributes:
-        name: As users write it.
+        name: As users and the zoo write it; ``sgd`` is the one without momentum.
         num_states: Tensors kept for each parameter, of the parameter's size and dtype.
     """
 

@@ -95,7 +95,7 @@ def export_text(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> s
     groups = group_operators(graph, cluster, strategy)
     lines = [
         f"strategy for {graph.name} (batch {graph.batch_size}) on {cluster.name}"
-        f" ({cluster.num_devices} devices)",
+        f" ({_counted(cluster.num_devices, 'device')})",
         "",
         *_summary(graph, strategy),
         "",
@@ -136,10 +136,15 @@ def _summary(graph: OperatorGraph, strategy: Strategy) -> list[str]:
     used = len({device for config in strategy.configs for device in config.devices})
     counts = [f"  {kind.value:<10} {split_by[kind]:>5} operators split" for kind in FactorKind]
     return [
-        f"{len(graph.operators)} operators on {used} devices in {placements} different placements",
+        f"{_counted(len(graph.operators), 'operator')} on {_counted(used, 'device')}"
+        f" in {_counted(placements, 'placement')}",
         *counts,
         f"  {'not split':<10} {whole:>5} operators",
     ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _row(group: OperatorGroup) -> tuple[str, str, str, str]:

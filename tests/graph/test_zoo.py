@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from soaprl.cost.optimizers import optimizer_names
 from soaprl.errors import CaptureError, UnknownNameError
 from soaprl.graph.zoo import Option, build, zoo_models
 
@@ -101,6 +102,12 @@ TINY: dict[str, dict[str, Option]] = {
 
 def test_names_are_those_that_the_command_line_promises() -> None:
     assert list(zoo_models()) == NAMES
+
+
+def test_optimizers_are_those_that_costs_are_known_of() -> None:
+    # The convolutional and recurrent models are trained with momentum, as published.
+    assert {model.optimizer for model in zoo_models().values()} <= set(optimizer_names())
+    assert {name for name in NAMES if zoo_models()[name].optimizer == "momentum"} >= {"resnet-101", "nmt"}
 
 
 def test_listing_the_zoo_does_not_import_torch() -> None:

@@ -50,7 +50,7 @@ def test_the_report_shows_splits_with_their_kinds_and_counts_them() -> None:
     )
     lines = export_text(graph, NODES, strategy).splitlines()
     assert lines[0] == "strategy for chain (batch 8) on nodes-2x4 (8 devices)"
-    assert lines[2] == "3 operators on 8 devices in 2 different placements"
+    assert lines[2] == "3 operators on 8 devices in 2 placements"
     counted = [line.split() for line in lines[3:8]]
     assert counted == [
         ["sample", "1", "operators", "split"],
@@ -61,6 +61,13 @@ def test_the_report_shows_splits_with_their_kinds_and_counts_them() -> None:
     ]
     assert lines[-2].split("  ")[0] == "op1"
     assert "sample 2 (S) x channel 2 (P) x in_channel 2 (R)" in lines[-2]
+
+
+def test_what_there_is_one_of_is_counted_in_the_singular() -> None:
+    graph = chain(num_operators=1)
+    lines = export_text(graph, uniform_cluster(1), on_one_device(graph)).splitlines()
+    assert lines[0].endswith("(1 device)")
+    assert lines[2] == "1 operator on 1 device in 1 placement"
 
 
 def test_a_strategy_that_does_not_fit_the_cluster_is_not_described() -> None:

@@ -25,7 +25,7 @@ class ZooModel:
         batch_per_device: Samples for each device where the user names no batch size.
         num_parameters: Trainable parameters with default options; tied ones count once.
         source: Where that number is published, or what it is the sum of.
-        optimizer: What such models are usually trained with: ``sgd`` (with momentum) or ``adam``.
+        optimizer: What such models are usually trained with, as `soaprl.cost.optimizers` names it.
         factory: ``module:function``, called as ``function(batch_size, **options)``.
         options: Name and default of everything that can be varied.
     """
@@ -75,7 +75,7 @@ def _language_model(name: str, description: str, steps: int, chunk: int) -> ZooM
         batch_per_device=64,
         num_parameters=108_111_632,
         source="none published; embedding 20,480,000 + 2 x 33,570,816 + softmax 20,490,000",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.rnn:rnnlm",
         options={"vocabulary": 10_000, "hidden": 2048, "num_layers": 2, "steps": steps, "chunk": chunk},
     )
@@ -89,7 +89,7 @@ _CONVOLUTIONAL = (
         batch_per_device=64,
         num_parameters=61_706,
         source="156 + 2,416 + 48,120 + 10,164 + 850, the usual fully connected LeNet-5",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.lenet:lenet",
         options={"num_classes": 10},
     ),
@@ -100,7 +100,7 @@ _CONVOLUTIONAL = (
         batch_per_device=256,
         num_parameters=61_100_840,
         source="torchvision, alexnet",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.alexnet:alexnet",
         options={"num_classes": 1000, "width": 64, "linear_width": 4096, "dropout": 0.5},
     ),
@@ -111,7 +111,7 @@ _CONVOLUTIONAL = (
         batch_per_device=64,
         num_parameters=138_357_544,
         source="torchvision, vgg16",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.vgg:vgg_16",
         options={
             "num_classes": 1000,
@@ -128,7 +128,7 @@ _CONVOLUTIONAL = (
         batch_per_device=64,
         num_parameters=23_834_568,
         source="torchvision, inception_v3 without the auxiliary classifier (27,161,264 with it)",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.inception:inception_v3",
         options={"num_classes": 1000, "width": 32, "image_size": 299, "dropout": 0.5},
     ),
@@ -139,7 +139,7 @@ _CONVOLUTIONAL = (
         batch_per_device=64,
         num_parameters=44_549_160,
         source="torchvision, resnet101",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.resnet:resnet_101",
         options={"num_classes": 1000, "width": 64, "image_size": 224, "num_stages": 4},
     ),
@@ -154,7 +154,7 @@ _RECURRENT = (
         num_parameters=54_069_250,
         # The paper leaves the vocabulary open; Movie Reviews has 18,765 words (Kim 2014, table 1).
         source="none published; embedding 20,480,000 + 4 x 8,396,800 + classifier 2,050",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.rnn:rnntc",
         options={
             "vocabulary": 20_000,
@@ -175,7 +175,7 @@ _RECURRENT = (
         num_parameters=135_068_928,
         source="none published; embeddings 65,536,000 + 4 x 8,396,800 + attention 3,145,728"
         " + softmax 32,800,000",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.nmt:nmt",
         options={"vocabulary": 32_000, "hidden": 1024, "num_layers": 2, "steps": 40, "chunk": 10},
     ),
@@ -251,7 +251,7 @@ _OTHERS = (
         batch_per_device=2048,
         num_parameters=540_677_217,
         source="about 540 million reported for Criteo Kaggle; 33,762,577 rows x 16 + 475,985",
-        optimizer="sgd",
+        optimizer="momentum",
         factory="soaprl.graph.zoo.dlrm:dlrm",
         options={"width": 16, "max_rows": 10_131_227},
     ),
