@@ -46,16 +46,32 @@ def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def drop_stale_kernels(package: Path) -> int:
     """Deletes what was compiled before the newest change of a source file; returns the number of files.
 
+    What cannot be looked at or deleted stays: another process may be doing the same, and an installation
+    that cannot be written to does not change.
+
     Args:
         package: The folder of the `soaprl` package; its parts with kernels are looked at.
     """
     folders = [package / part for part in ("cost", "simulator", "cluster")]
-    newest = max((path.stat().st_mtime for folder in folders for path in folder.glob("*.py")), default=0.0)
+    newest = max((_changed_at(path) for folder in folders for path in folder.glob("*.py")), default=0.0)
     compiled = [path for folder in folders for path in (folder / "__pycache__").glob("*.nb[ci]")]
-    stale = [path for path in compiled if path.stat().st_mtime < newest]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return len(stale)
+    return sum(_deleted(path) for path in compiled if _changed_at(path) < newest)
+
+
+def _changed_at(path: Path) -> float:
+    """When the file was last changed, in seconds since the epoch; 0 for one that is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _deleted(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 drop_stale_kernels(Path(__file__).parents[1])

@@ -24,3 +24,14 @@ def test_what_was_compiled_before_any_source_changed_is_dropped(tmp_path: Path) 
     assert new.exists()
     assert bytecode.exists()
     assert drop_stale_kernels(tmp_path) == 0
+
+
+def test_what_cannot_be_deleted_stays(tmp_path: Path) -> None:
+    touch(tmp_path / "cost" / "transfers.py", 200.0)
+    # A folder of that name cannot be unlinked, whoever runs the test; a broken link has no time of change.
+    kept = tmp_path / "cost" / "__pycache__" / "transfers.run-1.nbc"
+    kept.mkdir(parents=True)
+    os.utime(kept, (100.0, 100.0))
+    (tmp_path / "cost" / "gone.py").symlink_to(tmp_path / "nowhere")
+    assert drop_stale_kernels(tmp_path) == 0
+    assert kept.exists()
