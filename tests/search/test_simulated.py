@@ -7,9 +7,11 @@ import pytest
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.search.metropolis import MetropolisSettings, metropolis, paper_settings
+from soaprl.search.proposals import ProposalSettings
 from soaprl.search.registry import compare, methods, search
 from soaprl.search.task import Budget
-from soaprl.simulator import Problem, Simulator, simulate
+from soaprl.simulator import Evaluation, Problem, Simulator, simulate
+from soaprl.strategy.strategy import Strategy
 from tests.search.synthetic import all_strategies, pointwise_chain, toy_task
 from tests.toys import TableCost, ToyBuilder, chain, diamond, node_cluster, tied, toy_type, uniform_cluster
 
@@ -92,3 +94,41 @@ def test_a_search_that_starts_from_what_does_not_fit_ends_with_what_does() -> No
     found = search("mcmc", toy_task(problem, simulator, evaluations=500)).evaluation
     assert found.feasible
     assert found.peak_memory_bytes < needed
+
+
+class Unbounded:
+    """A simulator that never stops early."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.simulator = Simulator(problem)
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        return self.simulator.evaluate(strategy)
+
+
+class Counting(Unbounded):
+    """A simulator that may stop early, and counts how often it does."""
+
+    num_cut = 0
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+        found = self.simulator.evaluate_within(strategy, limit_s)
+        self.num_cut += found is None
+        return found
+
+
+@pytest.mark.parametrize("tied_moves", [0.0, 0.4])
+def test_stopping_early_does_not_change_the_chain(tied_moves: float) -> None:
+    problem = Problem(graph=tied(sample=4, channel=4), cluster=uniform_cluster(4), cost=TableCost())
+    settings = MetropolisSettings(beta_relative=50.0, proposal=ProposalSettings(tied_moves=tied_moves))
+    counting = Counting(problem)
+    whole, cut = (
+        metropolis(toy_task(problem, evaluator, evaluations=800), settings)
+        for evaluator in (Unbounded(problem), counting)
+    )
+    assert counting.num_cut > 100
+    assert cut.strategy == whole.strategy
+    assert cut.evaluation == whole.evaluation
+    assert cut.num_accepted == whole.num_accepted
+    assert cut.history_best_s.tolist() == whole.history_best_s.tolist()
+    assert cut.history_evaluations.tolist() == whole.history_evaluations.tolist()
