@@ -32,6 +32,10 @@ def search(
     budget_evals: BudgetEvaluations = None,
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
+    chains: Annotated[
+        int,
+        typer.Option("--chains", help="Chains that search side by side, on all cores; see the design notes."),
+    ] = 1,
     out: OutFile = None,
     resume: State = None,
     batch_size: BatchSize = None,
@@ -58,7 +62,13 @@ def search(
     execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
     prepared = prepare(choice, cluster, execution)
     result, baseline = run_beside_baseline(
-        prepared.problem, method, budget, seed=seed, state_path=state_path, resume=resume is not None
+        prepared.problem,
+        method,
+        budget,
+        seed=seed,
+        state_path=state_path,
+        resume=resume is not None,
+        num_chains=chains,
     )
     record = make_record(prepared, result, budget)
     outcomes = [search_outcome(found, record.batch_size) for found in (baseline, result)]

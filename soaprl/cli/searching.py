@@ -16,6 +16,7 @@ from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
 from soaprl.search.registry import find_method, search
 from soaprl.search.task import Budget, Evaluation, Progress, ProgressReport, SearchResult, SearchTask
+from soaprl.simulator.batch import available_cores
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.baselines import single_device
@@ -62,8 +63,14 @@ def run_method(
     seed: int = 0,
     state_path: Path | None = None,
     resume: bool = False,
+    num_chains: int = 1,
 ) -> SearchResult:
-    """What the method called `name` finds for the simulator's problem, with a bar on standard error."""
+    """What the method called `name` finds for the simulator's problem, with a bar on standard error.
+
+    Several chains use all cores, with a simulator for each thread.
+    """
+    num_threads = min(num_chains, available_cores())
+    more = [Simulator(simulator.problem) for _ in range(num_threads - 1)]
     with show_progress(budget) as progress:
         task = SearchTask(
             problem=simulator.problem,
@@ -75,15 +82,30 @@ def run_method(
             state_path=state_path,
             resume=resume,
         )
-        return search(name, task)
+        return search(name, task, num_chains=num_chains, more_evaluators=more)
 
 
 def run_beside_baseline(
-    problem: Problem, name: str, budget: Budget, *, seed: int, state_path: Path | None, resume: bool
+    problem: Problem,
+    name: str,
+    budget: Budget,
+    *,
+    seed: int,
+    state_path: Path | None,
+    resume: bool,
+    num_chains: int = 1,
 ) -> tuple[SearchResult, SearchResult]:
     """What the method called `name` finds, and data parallelism to compare it with."""
     simulator = ready_simulator(problem)
-    result = run_method(simulator, name, budget, seed=seed, state_path=state_path, resume=resume)
+    result = run_method(
+        simulator,
+        name,
+        budget,
+        seed=seed,
+        state_path=state_path,
+        resume=resume,
+        num_chains=num_chains,
+    )
     return result, run_method(simulator, "data-parallel", budget)
 
 

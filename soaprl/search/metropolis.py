@@ -6,6 +6,10 @@ its share (`patience`) passed without a better strategy than the start's best; w
 starts after it. The paper's "half of the search time without improvement" is read as half of the *allotted*
 time: half of the time elapsed would end a chain after its first two steps.
 
+Several chains. With `num_chains` above 1 the chains walk side by side instead (`soaprl.search.rounds`), one
+from each start, and again from the first start when there are more chains than starts. All have equal shares
+of the whole budget, and `patience` has no meaning: a chain without improvement restarts from the best of all.
+
 State. An interrupted search that is resumed with the same budget of evaluations makes exactly the steps of an
 uninterrupted one; with a larger budget, it goes on from where it ended.
 """
@@ -20,10 +24,13 @@ import numpy as np
 from soaprl.errors import SearchError, StrategyError
 from soaprl.graph.files import graph_fingerprint
 from soaprl.search.chain import Chain, Limits, Walker, begin, walk
+from soaprl.search.chains import SeveralChains, search_side_by_side
 from soaprl.search.position import Position, position_state, resumed
 from soaprl.search.proposals import Proposals, ProposalSettings
+from soaprl.search.rounds import ChainSettings
 from soaprl.search.state import Signature, save_state
 from soaprl.search.task import (
+    Evaluator,
     ProgressReport,
     SearchResult,
     SearchTask,
@@ -51,7 +58,9 @@ class MetropolisSettings:
             little, hotter ones drift away from data parallelism and do not return.
         proposal: How configurations are drawn.
         num_random_starts: Random strategies to start from, after data parallelism and experts.
-        patience: Share of a start's budget that may pass without improvement.
+        patience: Share of a start's budget that may pass without improvement, with one chain.
+        num_chains: Chains that walk side by side; 1: one after the other, from each start.
+        sharing: How several chains share what they find.
         save_every_s: Seconds between writes of the state file.
     """
 
@@ -59,6 +68,8 @@ class MetropolisSettings:
     proposal: ProposalSettings = field(default_factory=ProposalSettings)
     num_random_starts: int = 1
     patience: float = 0.5
+    num_chains: int = 1
+    sharing: ChainSettings = field(default_factory=ChainSettings)
     save_every_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -68,6 +79,8 @@ class MetropolisSettings:
             raise SearchError(f"expected a patience above 0 and at most 1, found {self.patience}.")
         if self.num_random_starts < 0:
             raise SearchError(f"expected 0 or more random starts, found {self.num_random_starts}.")
+        if self.num_chains < 1:
+            raise SearchError(f"expected 1 or more chains, found {self.num_chains}.")
 
 
 def paper_settings() -> MetropolisSettings:
@@ -104,6 +117,7 @@ def metropolis(
     settings: MetropolisSettings | None = None,
     *,
     experts: Sequence[tuple[str, Expert]] = (),
+    more_evaluators: Sequence[Evaluator] = (),
 ) -> SearchResult:
     """Search with Metropolis chains from several starts; see the module.
 
@@ -113,6 +127,8 @@ def metropolis(
         task: Problem, budget, seed, state file.
         settings: How the chains move.
         experts: Named functions that make a start for the problem, or None where they do not apply.
+        more_evaluators: Answer as the task's evaluator does. With several chains, each of these and the
+            task's evaluator has a thread; how many there are changes the speed, never the result.
 
     Raises:
         SearchError: The budget has no limit, or the state file is missing or belongs to another search.
@@ -124,6 +140,19 @@ def metropolis(
     proposals = Proposals(graph, cluster.num_devices, settings.proposal)
     starts = _starts(task, settings, proposals, experts)
     signature = _signature(task, settings, starts)
+    if settings.num_chains > 1:
+        several = SeveralChains(
+            task=task,
+            method=METHOD,
+            evaluators=(task.evaluator, *more_evaluators)[: settings.num_chains],
+            proposals=proposals,
+            starts=tuple(starts[number % len(starts)].strategy for number in range(settings.num_chains)),
+            signature=signature,
+            beta_relative=settings.beta_relative,
+            sharing=settings.sharing,
+            save_every_s=settings.save_every_s,
+        )
+        return search_side_by_side(several)
     position, elapsed_s = resumed(task, signature) if task.resume else (Position(), 0.0)
     run = _Run(
         task=task,
@@ -260,6 +289,7 @@ def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Sta
     """What a search must have in common with the one whose state it goes on from."""
     problem = task.problem
     weights = settings.proposal.weights.as_tuple()
+    several = {"num_chains": settings.num_chains, **asdict(settings.sharing)}
     return {
         "model": problem.graph.name,
         "batch_size": problem.graph.batch_size,
@@ -273,6 +303,7 @@ def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Sta
         "starts": ", ".join(start.name for start in starts),
         "weights": ", ".join(str(weight) for weight in weights),
         **{name: value for name, value in asdict(settings.proposal).items() if name != "weights"},
+        **(several if settings.num_chains > 1 else {}),
     }
 
 

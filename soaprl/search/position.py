@@ -1,6 +1,7 @@
 """Where a Metropolis search stands between two steps, and how that is kept in a file."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from soaprl.errors import SearchError
 from soaprl.search.chain import Chain
@@ -49,19 +50,7 @@ class Position:
 
 def position_state(position: Position, elapsed_s: float, signature: Signature) -> SearchState:
     """What the state file holds of `position`, `elapsed_s` after the search began."""
-    best, chain = position.best_so_far, position.chain
-    chain_state = None
-    if chain is not None:
-        chain_state = ChainState(
-            step=chain.step,
-            current=pack(chain.current, chain.evaluation),
-            accepted=chain.accepted,
-            start_rank=chain.start_rank,
-            improved_step=chain.improved_step,
-            improved_s=chain.improved_s,
-            time_scale_s=chain.time_scale_s,
-            memory_scale_bytes=chain.memory_scale_bytes,
-        )
+    best = position.best_so_far
     return SearchState(
         signature=signature,
         elapsed_s=elapsed_s,
@@ -72,7 +61,21 @@ def position_state(position: Position, elapsed_s: float, signature: Signature) -
         initial_time_s=position.initial_time_s,
         best=None if best is None else pack(best.strategy, best.evaluation),
         history=() if best is None else best.history,
-        chain=chain_state,
+        chain=None if position.chain is None else chain_state(position.chain),
+    )
+
+
+def chain_state(chain: Chain) -> ChainState:
+    """What a state file holds of a chain, apart from its best strategy."""
+    return ChainState(
+        step=chain.step,
+        current=pack(chain.current, chain.evaluation),
+        accepted=chain.accepted,
+        start_rank=chain.start_rank,
+        improved_step=chain.improved_step,
+        improved_s=chain.improved_s,
+        time_scale_s=chain.time_scale_s,
+        memory_scale_bytes=chain.memory_scale_bytes,
     )
 
 
@@ -82,28 +85,14 @@ def resumed(task: SearchTask, signature: Signature) -> tuple[Position, float]:
     Raises:
         SearchError: There is no such file, or it belongs to another search, model or cost.
     """
-    if task.state_path is None:
-        raise SearchError("resuming a search needs the path of its state file.")
-    state = load_state(task.state_path, signature)
+    state = load_state(resume_path(task), signature)
     best = chain = None
     if state.best is not None:
-        strategy, evaluation = _replayed(task, state.best)
+        strategy, evaluation = replayed(task, state.best)
         best = Best(strategy=strategy, evaluation=evaluation, history=state.history)
     if state.chain is not None:
         assert best is not None, "a chain has a best strategy"
-        current, evaluation = _replayed(task, state.chain.current)
-        chain = Chain(
-            step=state.chain.step,
-            current=current,
-            evaluation=evaluation,
-            accepted=state.chain.accepted,
-            start_rank=state.chain.start_rank,
-            improved_step=state.chain.improved_step,
-            improved_s=state.chain.improved_s,
-            time_scale_s=state.chain.time_scale_s,
-            memory_scale_bytes=state.chain.memory_scale_bytes,
-            best=best,
-        )
+        chain = resumed_chain(task, state.chain, best)
     position = Position(
         start=state.start,
         used_evaluations=state.used_evaluations,
@@ -116,7 +105,31 @@ def resumed(task: SearchTask, signature: Signature) -> tuple[Position, float]:
     return position, state.elapsed_s
 
 
-def _replayed(task: SearchTask, state: StrategyState) -> tuple[Strategy, Evaluation]:
+def resume_path(task: SearchTask) -> Path:
+    """Where the state to go on from is; raises `SearchError` if the task does not say."""
+    if task.state_path is None:
+        raise SearchError("resuming a search needs the path of its state file.")
+    return task.state_path
+
+
+def resumed_chain(task: SearchTask, state: ChainState, best: Best) -> Chain:
+    """The chain in a state file, its current strategy simulated again."""
+    current, evaluation = replayed(task, state.current)
+    return Chain(
+        step=state.step,
+        current=current,
+        evaluation=evaluation,
+        accepted=state.accepted,
+        start_rank=state.start_rank,
+        improved_step=state.improved_step,
+        improved_s=state.improved_s,
+        time_scale_s=state.time_scale_s,
+        memory_scale_bytes=state.memory_scale_bytes,
+        best=best,
+    )
+
+
+def replayed(task: SearchTask, state: StrategyState) -> tuple[Strategy, Evaluation]:
     """The strategy in a state file, simulated again; its time must be what the file says."""
     strategy = unpack(state)
     evaluation = task.evaluator.evaluate(strategy)

@@ -1,12 +1,12 @@
 """The list of methods that the command line, benchmarks and evaluations share."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from soaprl.errors import SearchError, unknown_name
-from soaprl.search.metropolis import metropolis
+from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.simple import (
     search_data_parallel,
     search_model_parallel,
@@ -25,6 +25,16 @@ class SearchFunction(Protocol):
         ...
 
 
+class ChainsFunction(Protocol):
+    """Runs a method with several chains."""
+
+    def __call__(
+        self, task: SearchTask, num_chains: int, more_evaluators: Sequence[Evaluator]
+    ) -> SearchResult:
+        """Find a strategy for `task` with `num_chains` chains, on one thread for each evaluator."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A way to choose a strategy.
@@ -36,6 +46,7 @@ class Method:
         iterative: Whether it needs a budget (and depends on the seed); otherwise it makes one strategy.
         resumable: Whether it keeps a state file.
         function: Runs it.
+        chains: Runs it with several chains side by side; None for methods without chains.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Method:
     iterative: bool
     resumable: bool
     function: SearchFunction
+    chains: ChainsFunction | None = None
 
 
 def methods() -> dict[str, Method]:
@@ -56,6 +68,7 @@ def methods() -> dict[str, Method]:
             iterative=True,
             resumable=True,
             function=metropolis,
+            chains=_metropolis_chains,
         ),
         Method(
             name="data-parallel",
@@ -101,18 +114,46 @@ def find_method(name: str) -> Method:
     return known[name]
 
 
-def search(method: Method | str, task: SearchTask) -> SearchResult:
+def search(
+    method: Method | str,
+    task: SearchTask,
+    *,
+    num_chains: int = 1,
+    more_evaluators: Sequence[Evaluator] = (),
+) -> SearchResult:
     """Run a method.
+
+    Args:
+        method: The method, or its name.
+        task: What to search, and how long.
+        num_chains: Chains that walk side by side, for methods that have chains.
+        more_evaluators: Answer as the task's evaluator does; several chains use a thread for each.
 
     Raises:
         UnknownNameError: There is no method of this name.
-        SearchError: A state file is asked for and the method keeps none; or the method's own errors.
+        SearchError: A state file or several chains are asked for and the method has none; or the method's own
+            errors.
     """
     chosen = find_method(method) if isinstance(method, str) else method
+    if num_chains < 1:
+        raise SearchError(f"expected 1 or more chains, found {num_chains}.")
     if task.resume and not chosen.resumable:
         resumable = ", ".join(m.name for m in methods().values() if m.resumable)
         raise SearchError(f"method {chosen.name!r} cannot be resumed; these can: {resumable}.")
-    return chosen.function(task)
+    if num_chains == 1:
+        return chosen.function(task)
+    if chosen.chains is None:
+        known = ", ".join(m.name for m in methods().values() if m.chains is not None)
+        raise SearchError(
+            f"method {chosen.name!r} cannot walk {num_chains} chains side by side; these can: {known}."
+        )
+    return chosen.chains(task, num_chains, more_evaluators)
+
+
+def _metropolis_chains(
+    task: SearchTask, num_chains: int, more_evaluators: Sequence[Evaluator]
+) -> SearchResult:
+    return metropolis(task, MetropolisSettings(num_chains=num_chains), more_evaluators=more_evaluators)
 
 
 def compare(

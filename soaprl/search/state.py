@@ -81,6 +81,36 @@ class SearchState(_Strict):
     chain: ChainState | None
 
 
+class MemberState(_Strict):
+    """The fields of `soaprl.search.ensemble.Member`, the chain's best strategy beside the chain."""
+
+    chain: ChainState
+    initial_time_s: float
+    restarts: int
+    best: StrategyState
+    history: tuple[tuple[int, float, float], ...]
+
+
+class ChainsState(_Strict):
+    """The content of the state file of several chains.
+
+    Attributes:
+        format: Always ``soaprl-search-state``.
+        version: Version of the format.
+        signature: What must be equal in the search that goes on; has ``num_chains``.
+        elapsed_s: Search time so far.
+        num_rounds: Rounds that are over.
+        chains: The chains; None for one whose start was not evaluated.
+    """
+
+    format: Literal["soaprl-search-state"] = "soaprl-search-state"
+    version: Literal[1] = 1
+    signature: Signature
+    elapsed_s: float
+    num_rounds: int
+    chains: list[MemberState | None]
+
+
 def pack(strategy: Strategy, evaluation: Evaluation) -> StrategyState:
     """What the file holds of a strategy."""
     return StrategyState(
@@ -96,7 +126,7 @@ def unpack(state: StrategyState) -> Strategy:
     return Strategy(tuple(OpConfig(degrees, devices) for degrees, devices in state.configs))
 
 
-def save_state(path: Path, state: SearchState) -> None:
+def save_state(path: Path, state: SearchState | ChainsState) -> None:
     """Write `state` to `path`, wholly or not at all.
 
     Raises:
@@ -106,11 +136,30 @@ def save_state(path: Path, state: SearchState) -> None:
 
 
 def load_state(path: Path, signature: Signature) -> SearchState:
-    """The state at `path`.
+    """The state at `path` of a search with one chain at a time.
 
     Raises:
         SearchError: The file is missing or no state, or it belongs to a search with another signature.
     """
+    state = _load(path, signature)
+    if not isinstance(state, SearchState):
+        raise SearchError(f"{path}: expected the state of one chain, found that of several. Start anew.")
+    return state
+
+
+def load_chains(path: Path, signature: Signature) -> ChainsState:
+    """The state at `path` of a search with several chains side by side.
+
+    Raises:
+        SearchError: The file is missing or no state, or it belongs to a search with another signature.
+    """
+    state = _load(path, signature)
+    if not isinstance(state, ChainsState) or len(state.chains) != signature["num_chains"]:
+        raise SearchError(f"{path}: expected the state of {signature['num_chains']} chains. Start anew.")
+    return state
+
+
+def _load(path: Path, signature: Signature) -> SearchState | ChainsState:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -125,7 +174,8 @@ def load_state(path: Path, signature: Signature) -> SearchState:
             " Start the search anew."
         )
     try:
-        state = SearchState.model_validate(content)
+        kind = ChainsState if "chains" in content else SearchState
+        state = kind.model_validate(content)
     except ValidationError as error:
         raise SearchError(f"{path}: {describe_validation_error(error)}") from error
     _check_signature(path, state.signature, signature)
@@ -133,6 +183,8 @@ def load_state(path: Path, signature: Signature) -> SearchState:
 
 
 def _check_signature(path: Path, found: Signature, expected: Signature) -> None:
+    # A state of one chain does not name their number: there was only one when the format was made.
+    found, expected = ({"num_chains": 1, **signature} for signature in (found, expected))
     different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     if different:
         name = different[0]

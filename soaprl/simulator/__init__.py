@@ -1,5 +1,6 @@
 """Simulates training iterations: time, memory and traffic of a strategy."""
 
+from soaprl.simulator.batch import BatchSimulator
 from soaprl.simulator.evaluator import Evaluation, Simulator
 from soaprl.simulator.problem import Problem, SimulationOptions
 from soaprl.simulator.result import DeviceMemory, SimulationResult, simulate
@@ -7,6 +8,7 @@ from soaprl.simulator.timeline import TaskKind, Timeline
 from soaprl.simulator.trace import write_trace
 
 __all__ = [
+    "BatchSimulator",
     "DeviceMemory",
     "Evaluation",
     "Problem",
