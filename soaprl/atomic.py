@@ -40,6 +40,9 @@ def check_writable(path: str | Path) -> None:
     target = Path(path)
     if target.is_dir():
         raise OutputError(f"cannot write {str(path)!r}: it is a folder. Name a file in it.")
+    if target.exists() and not target.is_file():
+        # Renaming a file over it would put an end to a device or pipe.
+        raise OutputError(f"cannot write {str(path)!r}: it is a device or a pipe. Name a file.")
     if not target.parent.is_dir():
         raise OutputError(
             f"cannot write {str(path)!r}: there is no folder {str(target.parent)!r}. Make it first."

@@ -35,6 +35,12 @@ def test_a_path_that_cannot_be_written_is_a_users_error_and_leaves_nothing(tmp_p
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    with pytest.raises(OutputError, match="device or a pipe"):
+        write_text_atomic("/dev/null", "text")
+    assert Path("/dev/null").is_char_device()
+
+
 def test_checking_a_good_path_writes_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "a.json")
     assert not list(tmp_path.iterdir())

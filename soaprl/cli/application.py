@@ -101,7 +101,7 @@ def _report_user_error(error: SoaprlError | typer.TyperException) -> int:
         traceback.print_exception(error)
     if isinstance(error, typer.TyperException):
         # Without arguments the help was shown, and there is nothing to add.
-        message = error.format_message() and f"{error.format_message()} See soaprl --help."
+        message = error.format_message() and f"{error.format_message().rstrip('.')}. See soaprl --help."
     else:
         message = str(error)
     if message:

@@ -53,7 +53,7 @@ BudgetEvaluations = Annotated[
 ]
 BudgetSeconds = Annotated[float | None, typer.Option("--budget-seconds", help="Seconds to search at most.")]
 Seed = Annotated[
-    int, typer.Option("--seed", help="Equal seeds and evaluation budgets find equal strategies.")
+    int, typer.Option("--seed", min=0, help="Equal seeds and evaluation budgets find equal strategies.")
 ]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the result to this file.")]
 State = Annotated[

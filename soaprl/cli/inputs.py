@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from soaprl.strategy.files import FileModel, GraphModel, ModelReference, ZooMode
 
 DEFAULT_BATCH_PER_DEVICE = 64
 DEFAULT_OPTIMIZER = "adam"
+GRAPH_SUFFIXES = (".json", ".json.gz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +90,14 @@ def parse_options(words: list[str] | None) -> dict[str, Option]:
             options[name] = int(value) if value.lstrip("+-").isdigit() else float(value)
         except ValueError:
             equals = ""
-        if not (name and equals):
+        if not (name and equals and isfinite(options[name])):
             raise SoaprlError(f"expected --option NAME=VALUE with a number, found {word!r}.")
     return options
 
 
 def model_reference(choice: ModelChoice) -> ModelReference:
     """What a strategy file says about the model; raises the errors of a wrong name."""
-    if choice.name.endswith((".json", ".json.gz")):
+    if choice.name.endswith(GRAPH_SUFFIXES):
         return GraphModel(path=choice.name)
     if ":" in choice.name or choice.name.endswith(".py"):
         from soaprl.graph.capture import parse_user_file

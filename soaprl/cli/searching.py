@@ -11,7 +11,7 @@ from rich.progress import TaskID
 from soaprl.atomic import check_writable
 from soaprl.cli.inputs import Prepared
 from soaprl.cli.output import progress_bar
-from soaprl.errors import SimulationError
+from soaprl.errors import SearchError, SimulationError
 from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
 from soaprl.search.registry import find_method, search
@@ -25,7 +25,13 @@ DEFAULT_EVALUATIONS = 10_000
 
 
 def make_budget(evaluations: int | None, seconds: float | None) -> Budget:
-    """The budget of the command line; without any limit, `DEFAULT_EVALUATIONS`."""
+    """The budget of the command line; without any limit, `DEFAULT_EVALUATIONS`.
+
+    Raises:
+        SearchError: A limit is not a positive number.
+    """
+    if seconds is not None and not isfinite(seconds):
+        raise SearchError(f"expected a budget of more than 0 seconds, found {seconds}.")
     if evaluations is None and seconds is None:
         evaluations = DEFAULT_EVALUATIONS
     return Budget(evaluations=evaluations, seconds=seconds)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from soaprl.atomic import check_writable
-from soaprl.cli.inputs import ModelChoice, Prepared
+from soaprl.cli.inputs import GRAPH_SUFFIXES, ModelChoice, Prepared
 from soaprl.cli.output import say
 from soaprl.cli.records import make_record
 from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
-from soaprl.errors import unknown_name
+from soaprl.errors import OutputError, unknown_name
 from soaprl.graph.files import graph_fingerprint, save_graph
 from soaprl.report.comparison import Outcome
 from soaprl.report.devices import device_records
@@ -114,11 +114,16 @@ def _other_cluster(strategy: str, found_for: str, simulated_on: str) -> str:
     return f"{strategy} was found for {found_for}, and another strategy may be better on {simulated_on}"
 
 
-def check_files(*paths: Path | None) -> None:
+def check_files(trace: Path | None, graph: Path | None) -> None:
     """Raise `OutputError` for the first of the files that cannot be written; before the work, not after."""
-    for path in paths:
+    for path in (trace, graph):
         if path is not None:
             check_writable(path)
+    if graph is not None and not graph.name.endswith(GRAPH_SUFFIXES):
+        raise OutputError(
+            f"cannot write {str(graph)!r}: expected a name that ends in .json or .json.gz, by which a saved"
+            " graph is known when it is named as MODEL."
+        )
 
 
 def write_files(result: SimulationResult, trace: Path | None, graph: Path | None) -> None:

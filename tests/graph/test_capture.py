@@ -274,8 +274,8 @@ def test_a_malformed_reference_is_a_clear_error(reference: str, message: str) ->
 
 def test_a_missing_factory_lists_what_the_file_defines(tmp_path: Path) -> None:
     path = tmp_path / "model.py"
-    path.write_text("def build(batch_size): ...\n")
-    with pytest.raises(CaptureError, match="has no function 'factory'; it defines build"):
+    path.write_text("from math import sqrt\nclass Net: ...\ndef build(batch_size): ...\n")
+    with pytest.raises(CaptureError, match=r"has no function 'factory'; it defines build$"):
         capture_model(f"{path}:factory", 4)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from soaprl.errors import CaptureError
@@ -127,7 +127,11 @@ def load_factory(file: UserFile) -> Factory:
     module = _import(file)
     factory = getattr(module, file.factory, None)
     if not callable(factory):
-        functions = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        functions = sorted(
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, FunctionType) and value.__module__ == module.__name__ and name[0] != "_"
+        )
         raise CaptureError(
             f"{file.path} has no function {file.factory!r}; it defines {', '.join(functions) or 'none'}"
         )
