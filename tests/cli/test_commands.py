@@ -198,6 +198,40 @@ def test_an_interrupted_search_shows_and_keeps_its_best_and_goes_on(
     assert resumed.json["iteration_time_s"] <= stopped.json["iteration_time_s"]
 
 
+def test_ctrl_c_in_a_terminal_ends_a_search_with_whole_files(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path, state = tmp_path / "strategy.json", tmp_path / "strategy.state.json"
+    words = ["search", str(graph_file), "-c", "p100-1x4", "--json"]
+    # A process of its own, whose search is sent the signal of Ctrl-C from outside of Python's code.
+    program = (
+        "import os, signal, subprocess, sys\n"
+        "from contextlib import contextmanager\n"
+        "from soaprl.cli import main, searching\n"
+        "@contextmanager\n"
+        "def interrupting(budget):\n"
+        "    sent = []\n"
+        "    def listen(report):\n"
+        "        if report.num_evaluations > 1 and not sent:\n"
+        "            sent.append(subprocess.Popen(['kill', '-INT', str(os.getpid())]))\n"
+        "    yield listen\n"
+        "searching.show_progress = interrupting\n"
+        f"sys.argv[1:] = {[*words, '--budget-seconds', '60', '--out', str(path)]!r}\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "soaprl: interrupted"
+    stopped = json.loads(done.stdout)
+    assert json.loads(path.read_text()) == stopped["strategy"]
+    assert isinstance(json.loads(state.read_text()), dict)
+    # The budget counts what was evaluated before.
+    more = str(stopped["num_evaluations"] + 40)
+    resumed = soaprl(*words, "--budget-evals", more, "--resume", state)
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["num_evaluations"] >= stopped["num_evaluations"]
+
+
 def test_the_demo_tells_its_story_and_writes_strategy_and_trace(soaprl: Soaprl, tmp_path: Path) -> None:
     done = soaprl("demo", "--out", tmp_path / "new" / "out", "--budget-evals", "40")
     assert done.code == 0, done.err
