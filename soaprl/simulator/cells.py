@@ -229,23 +229,33 @@ def _covers(
             k = at // strides[d] % sides[d]
             size *= cuts[d, k + 1] - cuts[d, k]
         elements[cell_of[at]] += size
-    rows = np.zeros((num_kinds * len(tasks), 3), np.int64)
+    room = 0
+    for kind in range(num_kinds):
+        for task in range(len(tasks)):
+            room += _holds(first, last, sides, strides, where[kind], task)
+    rows = np.zeros((room, 3), np.int64)
     begin, sizes = np.zeros(num_kinds + 1, np.int64), np.zeros(num_kinds, np.int64)
     num_cells, end = 0, 0
     for kind in np.argsort(where[:num_kinds]):
         if signature[where[kind]] == 0:
             continue
         for task in range(len(tasks)):
-            holds = True
-            for d in range(len(sides)):
-                k = where[kind] // strides[d] % sides[d]
-                holds = holds and first[task, d] <= k < last[task, d]
-            if holds:
+            if _holds(first, last, sides, strides, where[kind], task):
                 end = _insert(rows, begin[num_cells], end, tasks[task])
         sizes[num_cells] = elements[kind]
         num_cells += 1
         begin[num_cells] = end
     return sizes[:num_cells].copy(), begin[: num_cells + 1].copy(), rows[:end].copy()
+
+
+@kernel
+def _holds(first: IntArray, last: IntArray, sides: IntArray, strides: IntArray, at: int, task: int) -> bool:
+    """Whether a task's box covers the interval box number `at`."""
+    for d in range(len(sides)):
+        k = at // strides[d] % sides[d]
+        if not first[task, d] <= k < last[task, d]:
+            return False
+    return True
 
 
 @kernel
