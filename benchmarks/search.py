@@ -1,8 +1,10 @@
 """Compares data parallelism, model parallelism and MCMC on the paper's models and clusters.
 
-    python -m benchmarks.search [--evaluations 30000] [--models nmt,alexnet] [--out benchmarks/search.md]
+    python -m benchmarks.search p100-4x4 --evaluations 100000
+    python -m benchmarks.search k80-16x4 --evaluations 30000
 
-Each search has the same number of evaluations and seed 0; results depend on nothing else. With our
+writes ``benchmarks/search-p100-4x4.md`` and its like. Seed 0; results depend on nothing but the evaluations
+that a search may use (it stops before that if half of a start's share brings no improvement). With our
 assumptions and with the paper's (``--paper`` of the command line). *Computing* is the share of a
 data-parallel iteration in which the busiest device computes: what is left is all that a strategy with the
 same compute time could gain.
@@ -15,23 +17,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.simulator import CLUSTERS, MODELS, machine
+from benchmarks.simulator import MODELS, machine
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.presets import cluster_from_name
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.graph.capture import capture_model
 from soaprl.graph.zoo import zoo_models
-from soaprl.search import Budget, SearchTask, search
+from soaprl.search import Budget, SearchResult, SearchTask, search
 from soaprl.simulator import Problem, SimulationOptions, Simulator, simulate
 
 _COLUMNS = (
     "assumptions",
-    "cluster",
     "model",
     "data-parallel ms",
     "computing",
     "model-parallel",
     "MCMC",
+    "evaluations",
     "accepted",
     "search s",
 )
@@ -43,21 +45,21 @@ class Row:
     """One problem; speed-ups are over data parallelism."""
 
     paper: bool
-    cluster: str
     model: str
     data_parallel_s: float
     busy_share: float
     model_parallel_speedup: float
     mcmc_speedup: float
+    num_evaluations: int
     num_accepted: int
     search_s: float
 
     def as_markdown(self) -> str:
         """The line of the table."""
         return (
-            f"| {'paper' if self.paper else 'ours'} | {self.cluster} | {self.model}"
+            f"| {'paper' if self.paper else 'ours'} | {self.model}"
             f" | {1e3 * self.data_parallel_s:,.1f} | {self.busy_share:.1%} | {self.model_parallel_speedup:.2f}x"
-            f" | {self.mcmc_speedup:.3f}x | {self.num_accepted:,} | {self.search_s:,.0f} |"
+            f" | {self.mcmc_speedup:.3f}x | {self.num_evaluations:,} | {self.num_accepted:,} | {self.search_s:,.0f} |"
         )
 
 
@@ -65,7 +67,7 @@ def measure(problem: Problem, *, num_evaluations: int) -> Row:
     """Runs the three methods on a problem."""
     simulator = Simulator(problem)
 
-    def run(method: str) -> tuple[float, int, float]:
+    def run(method: str) -> tuple[SearchResult, float]:
         begun_s = time.perf_counter()
         task = SearchTask(
             problem=problem,
@@ -74,22 +76,20 @@ def measure(problem: Problem, *, num_evaluations: int) -> Row:
             clock=time.perf_counter,
         )
         result = search(method, task)
-        return result.evaluation.iteration_time_s, result.num_accepted, time.perf_counter() - begun_s
+        return result, time.perf_counter() - begun_s
 
-    data_parallel_s, _, _ = run("data-parallel")
-    model_parallel_s, _, _ = run("model-parallel")
-    mcmc_s, num_accepted, search_s = run("mcmc")
-    task = SearchTask(problem=problem, evaluator=simulator, budget=Budget(), clock=time.perf_counter)
-    detail = simulate(problem, search("data-parallel", task).strategy, simulator=simulator)
+    (start, _), (stages, _), (found, search_s) = run("data-parallel"), run("model-parallel"), run("mcmc")
+    detail = simulate(problem, start.strategy, simulator=simulator)
+    data_parallel_s = start.evaluation.iteration_time_s
     return Row(
         paper=problem.options.paper,
-        cluster=problem.cluster.name,
         model=problem.graph.name,
         data_parallel_s=data_parallel_s,
         busy_share=float(detail.device_busy_s.max()) / data_parallel_s,
-        model_parallel_speedup=data_parallel_s / model_parallel_s,
-        mcmc_speedup=data_parallel_s / mcmc_s,
-        num_accepted=num_accepted,
+        model_parallel_speedup=data_parallel_s / stages.evaluation.iteration_time_s,
+        mcmc_speedup=data_parallel_s / found.evaluation.iteration_time_s,
+        num_evaluations=found.num_evaluations,
+        num_accepted=found.num_accepted,
         search_s=search_s,
     )
 
@@ -97,32 +97,28 @@ def measure(problem: Problem, *, num_evaluations: int) -> Row:
 def main() -> None:
     """Measures and writes the table, line by line."""
     parser = argparse.ArgumentParser(description="Compare searches.")
+    parser.add_argument("cluster", help="preset name")
     parser.add_argument("--models", default=",".join(MODELS), help="zoo names, separated by commas")
-    parser.add_argument("--clusters", default=",".join(CLUSTERS[1:]), help="preset names")
     parser.add_argument("--evaluations", type=int, default=30_000, help="budget of each search")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).with_suffix(".md"), help="the table to write"
-    )
+    parser.add_argument("--out", type=Path, help="the table; default benchmarks/search-CLUSTER.md")
     arguments = parser.parse_args()
-    console, lines = Console(), []
-    command = f"python -m benchmarks.search --evaluations {arguments.evaluations}"
-    text = f"# Searches\n\n{machine()}. Seed 0. Written by `{command}`.\n\n"
-    for cluster_name in arguments.clusters.split(","):
-        for model in arguments.models.split(","):
-            cluster = cluster_from_name(cluster_name)
-            graph = capture_model(model, zoo_models()[model].batch_per_device * cluster.num_devices)
-            for paper in (False, True):
-                problem = Problem(
-                    graph=graph,
-                    cluster=cluster,
-                    cost=RooflineCostModel(paper=paper),
-                    options=SimulationOptions(paper=paper),
-                )
-                lines.append(measure(problem, num_evaluations=arguments.evaluations))
-                console.print(lines[-1].as_markdown(), highlight=False, soft_wrap=True)
-                ordered = sorted(lines, key=lambda row: row.paper)
-                table = "\n".join(row.as_markdown() for row in ordered)
-                write_text_atomic(arguments.out, text + HEADER + table + "\n")
+    cluster, console, lines = cluster_from_name(arguments.cluster), Console(), []
+    out = arguments.out or Path(__file__).with_name(f"search-{cluster.name}.md")
+    command = f"python -m benchmarks.search {cluster.name} --evaluations {arguments.evaluations}"
+    text = f"# Searches on {cluster.name}\n\n{machine()}. Seed 0. Written by `{command}`.\n\n"
+    for model in arguments.models.split(","):
+        graph = capture_model(model, zoo_models()[model].batch_per_device * cluster.num_devices)
+        for paper in (False, True):
+            problem = Problem(
+                graph=graph,
+                cluster=cluster,
+                cost=RooflineCostModel(paper=paper),
+                options=SimulationOptions(paper=paper),
+            )
+            lines.append(measure(problem, num_evaluations=arguments.evaluations))
+            console.print(lines[-1].as_markdown(), highlight=False, soft_wrap=True)
+            table = "\n".join(row.as_markdown() for row in sorted(lines, key=lambda row: row.paper))
+            write_text_atomic(out, text + HEADER + table + "\n")
 
 
 if __name__ == "__main__":
