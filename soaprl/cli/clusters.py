@@ -31,7 +31,7 @@ def clusters(
     cluster = load_cluster(name)
     if out is not None:
         save_cluster(cluster, out)
-        say(f"wrote {out}")
+        say(f"soaprl: wrote {out}")
     if as_json:
         print_json({"fingerprint": cluster.fingerprint, **cluster_to_dict(cluster)})
     else:

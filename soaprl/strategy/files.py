@@ -224,6 +224,8 @@ def _parsed(path: str | Path) -> object:
             f"{path}: expected JSON, found a mistake at line {error.lineno}, column {error.colno}:"
             f" {error.msg}."
         ) from error
+    except RecursionError as error:
+        raise StrategyError(f"{path}: expected a strategy file, found JSON nested without end.") from error
 
 
 def _config(operator: Operator, record: OperatorRecord) -> OpConfig:

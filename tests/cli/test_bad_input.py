@@ -102,7 +102,9 @@ def test_a_factory_that_fails(soaprl: Soaprl, model_file: Path, factory: str, wo
     assert_refused(soaprl("simulate", f"{model_file}:{factory}", "-c", "p100-1x2"), *words)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "soaprl-graph", "version": 99}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "[" * 200_000, '{"format": "soaprl-graph", "version": 99}'], ids=range(5)
+)
 def test_a_corrupt_saved_graph(soaprl: Soaprl, tmp_path: Path, content: str) -> None:
     path = tmp_path / "graph.json"
     path.write_text(content)
@@ -172,7 +174,7 @@ def test_a_strategy_that_does_not_fit(
     assert_refused(finished, *words)
 
 
-@pytest.mark.parametrize("content", ["", "{", "not json"])
+@pytest.mark.parametrize("content", ["", "{", "not json", "[" * 200_000], ids=range(4))
 def test_a_corrupt_strategy(soaprl: Soaprl, graph_file: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)
