@@ -56,11 +56,18 @@ class Row:
 
     def as_markdown(self) -> str:
         """The line of the table."""
-        return (
-            f"| {'paper' if self.paper else 'ours'} | {self.model}"
-            f" | {1e3 * self.data_parallel_s:,.1f} | {self.busy_share:.1%} | {self.model_parallel_speedup:.2f}x"
-            f" | {self.mcmc_speedup:.3f}x | {self.num_evaluations:,} | {self.num_accepted:,} | {self.search_s:,.0f} |"
+        cells = (
+            "paper" if self.paper else "ours",
+            self.model,
+            f"{1e3 * self.data_parallel_s:,.1f}",
+            f"{self.busy_share:.1%}",
+            f"{self.model_parallel_speedup:.2f}x",
+            f"{self.mcmc_speedup:.3f}x",
+            f"{self.num_evaluations:,}",
+            f"{self.num_accepted:,}",
+            f"{self.search_s:,.0f}",
         )
+        return f"| {' | '.join(cells)} |"
 
 
 def measure(problem: Problem, *, num_evaluations: int) -> Row:
