@@ -34,7 +34,7 @@ def search(
     seed: Seed = 0,
     chains: Annotated[
         int,
-        typer.Option("--chains", help="Chains that search side by side, on all cores; see the design notes."),
+        typer.Option("--chains", help="Chains that search side by side, on all cores, and share the best."),
     ] = 1,
     out: OutFile = None,
     resume: State = None,

@@ -291,6 +291,8 @@ def test_stuck_chains_restart_from_the_best_and_others_stay(tmp_path: Path) -> N
     assert second.best == first.best
     assert second.chain.current == first.chain.current
     assert second.chain.improved_step == 8
+    # Chain 1 saw 2 s only, and accepts what is as fast; its step after the restart is refused.
+    assert (second.chain.step, second.chain.accepted) == (9, 8)
     assert second.chain.time_scale_s == pytest.approx(1.0 / 9 / 1e9)
 
 
@@ -361,6 +363,23 @@ def test_after_an_interrupt_by_the_listener_the_state_holds_every_evaluation(tmp
     # A step whose evaluation is over is never lost: every chain ends its step before it stops.
     assert sum(evaluator.calls for evaluator in evaluators) == result.num_evaluations
     assert min(m.best.iteration_time_s for m in state.chains if m) == result.evaluation.iteration_time_s
+
+
+def test_chains_are_heard_of_kept_and_interrupted_in_the_middle_of_a_round(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    heard: list[int] = []
+
+    def stop(report: ProgressReport) -> None:
+        heard.append(report.num_evaluations)
+        if path.exists() and heard[-1] > 50:
+            raise KeyboardInterrupt
+
+    problem = toy_problem(chain(num_operators=4), 4)
+    task = toy_task(problem, Slow(), evaluations=100_000, clock=Steps(1.0), progress=stop, state_path=path)
+    settings = replace(SETTINGS, save_every_s=0.5, sharing=ChainSettings(round_steps=1_000_000))
+    result = metropolis(task, settings, more_evaluators=[Slow(), Slow()])
+    assert result.interrupted
+    assert 50 < heard[-1] <= result.num_evaluations < 100_000
 
 
 def test_an_interrupt_before_anything_was_found_is_passed_on() -> None:
