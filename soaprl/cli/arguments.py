@@ -55,6 +55,12 @@ BudgetSeconds = Annotated[float | None, typer.Option("--budget-seconds", help="S
 Seed = Annotated[
     int, typer.Option("--seed", min=0, help="Equal seeds and evaluation budgets find equal strategies.")
 ]
+Chains = Annotated[
+    int,
+    typer.Option(
+        "--chains", min=1, help="Chains that search side by side, on all cores, and share the best."
+    ),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the result to this file.")]
 State = Annotated[
     Path | None,

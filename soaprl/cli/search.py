@@ -8,6 +8,7 @@ from soaprl.cli.arguments import (
     BatchSize,
     BudgetEvaluations,
     BudgetSeconds,
+    Chains,
     ClusterName,
     ComputeDtype,
     Json,
@@ -32,10 +33,7 @@ def search(
     budget_evals: BudgetEvaluations = None,
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
-    chains: Annotated[
-        int,
-        typer.Option("--chains", help="Chains that search side by side, on all cores, and share the best."),
-    ] = 1,
+    chains: Chains = 1,
     out: OutFile = None,
     resume: State = None,
     batch_size: BatchSize = None,
@@ -56,8 +54,7 @@ def search(
     from soaprl.strategy.files import save_strategy
 
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
-    kept = state_file(method, out)
-    state_path = resume or kept
+    state_path = state_file(method, out, resume)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
     prepared = prepare(choice, cluster, execution)

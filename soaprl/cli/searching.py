@@ -37,8 +37,8 @@ def make_budget(evaluations: int | None, seconds: float | None) -> Budget:
     return Budget(evaluations=evaluations, seconds=seconds)
 
 
-def state_file(method: str, out: Path | None) -> Path | None:
-    """Where the search for the strategy file `out` keeps its state: beside it, if the method keeps one.
+def state_file(method: str, out: Path | None, resumed: Path | None) -> Path | None:
+    """Where a search keeps its state: in the file it goes on from, or beside `out` if the method keeps one.
 
     Raises:
         UnknownNameError: There is no such method.
@@ -46,9 +46,9 @@ def state_file(method: str, out: Path | None) -> Path | None:
     """
     resumable = find_method(method).resumable
     if out is None:
-        return None
+        return resumed
     check_writable(out)
-    return out.with_suffix(".state.json") if resumable else None
+    return resumed or (out.with_suffix(".state.json") if resumable else None)
 
 
 def ready_simulator(problem: Problem) -> Simulator:

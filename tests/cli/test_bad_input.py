@@ -69,6 +69,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (["search", "nmt", "-c", "p100-1x4", "--budget-evals", "0"], ["budget", "0"]),
         (["search", "nmt", "-c", "p100-1x4", "--budget-seconds", "-1"], ["budget", "-1"]),
         (["search", "nmt", "-c", "p100-1x4", "--budget-seconds", "inf"], ["budget", "inf"]),
+        (["search", "nmt", "-c", "p100-1x4", "--chains", "0"], ["--chains", "greater than or equal to 1"]),
         (["search", "nmt", "-c", "p100-1x4", "--seed", "-1"], ["--seed", "greater than or equal to 0"]),
         (["simulate", "nmt", "-c", "p100-1x4", "--option", "chunk=nan"], ["NAME=VALUE", "'chunk=nan'"]),
         (["simulate", "nmt", "-c", "p100-1x4", "-b", "4.5"], ["--batch-size", "integer. See soaprl --help"]),
