@@ -37,7 +37,9 @@ class WithStandInLoss(nn.Module):
             o.square().mean() for o in outputs if isinstance(o, torch.Tensor) and o.is_floating_point()
         ]
         if not squares:
-            raise CaptureError("the model returns no floating-point tensor, so there is nothing to train")
+            raise CaptureError(
+                "the model returns no floating-point tensor, so there is nothing to train: return the loss"
+            )
         return torch.stack(squares).sum() if len(squares) > 1 else squares[0]
 
 
