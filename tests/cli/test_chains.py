@@ -56,7 +56,7 @@ def test_an_interrupted_search_with_chains_goes_on_to_what_it_would_have_found(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--chains", "0"], "1 or more chains"),
+        (["--chains", "0"], "greater than or equal to 1"),
         (["--chains", "2", "--method", "random"], "these can: mcmc"),
     ],
 )
