@@ -195,6 +195,12 @@ def test_what_cannot_be_captured_is_said_in_one_line(make: Callable[[], nn.Modul
     assert "\n" not in str(caught.value)
 
 
+def test_a_failure_is_placed_in_the_users_code() -> None:
+    line = Selecting.forward.__code__.co_firstlineno + 1
+    with pytest.raises(CaptureError, match=rf"\(line {line} of test_capture_modes\.py\)"):
+        graph_of(Selecting)
+
+
 def test_a_model_without_gradients_is_warned_of() -> None:
     graph = graph_of(lambda: nn.Linear(8, 4).requires_grad_(False))
     assert len(warnings(graph)) == 1

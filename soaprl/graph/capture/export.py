@@ -4,9 +4,11 @@ No weights are allocated: the factory runs under `FakeTensorMode`. It runs twice
 which dimensions of its inputs grow with the batch.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,11 +106,19 @@ def describe_failure(error: BaseException) -> str:
     """An exception of the user's code in one line, with advice where the cause is well known."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text += _place(error)
     if type(error).__name__ in _DATA_DEPENDENT or "data-dependent" in text.lower():
         return f"{text}. Models are captured without data: {_NO_DATA}"
     if "cuda" in text.lower():
         return f"{text}. No GPU is needed: make the model and its inputs on the CPU"
     return text
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code an exception comes from: the innermost line of neither PyTorch nor us."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]), "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
 
 
 _DATA_DEPENDENT = ("DataDependentOutputException", "DynamicOutputShapeException")
