@@ -112,6 +112,8 @@ def main() -> None:
     cluster, console, lines = cluster_from_name(arguments.cluster), Console(), []
     out = arguments.out or Path(__file__).with_name(f"search-{cluster.name}.md")
     command = f"python -m benchmarks.search {cluster.name} --evaluations {arguments.evaluations}"
+    if arguments.models != ",".join(MODELS):
+        command += f" --models {arguments.models}"
     text = f"# Searches on {cluster.name}\n\n{machine()}. Seed 0. Written by `{command}`.\n\n"
     for model in arguments.models.split(","):
         graph = capture_model(model, zoo_models()[model].batch_per_device * cluster.num_devices)

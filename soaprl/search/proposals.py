@@ -86,7 +86,7 @@ class ProposalSettings:
     reductions: bool = True
     divisors_only: bool = False
     weights: DeviceWeights = DeviceWeights()
-    even_degrees: float = 0.75
+    even_degrees: float = 0.5
     tied_moves: float = 0.5
 
     def __post_init__(self) -> None:
