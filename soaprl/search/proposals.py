@@ -7,9 +7,8 @@ A proposal draws an operator uniformly, then a configuration of it that does not
 number of tasks, on devices with no pattern.
 
 *mixture* (default): with probability `ProposalSettings.even_degrees`, the degree vector is uniform over the
-*even* ones (each degree divides its factor's extent, and the tasks divide n), otherwise over all
-legal ones; on 64 devices an operator has thousands of these, of which dozens are even. Then the devices of its
-k tasks are
+*even* ones (each degree divides its factor's extent, and the tasks divide n), otherwise over all legal ones;
+on 64 devices an operator has thousands of these, dozens of them even. Then the devices of its k tasks are
 
     aligned block   (start + j) mod n, start a random multiple of k
     block           (start + j) mod n, start random

@@ -164,7 +164,7 @@ def _load(path: Path, signature: Signature) -> SearchState | ChainsState:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SearchError(f"cannot read search state {str(path)!r}: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SearchError(f"{path}: expected a search state in JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SearchError(f'{path}: expected a search state, JSON with "format": "{FORMAT}".')

@@ -243,6 +243,7 @@ def test_a_state_whose_times_do_not_replay_is_refused(tmp_path: Path) -> None:
     [
         (None, "cannot read search state"),
         ("{", "expected a search state in JSON"),
+        ("[" * 100_000, "expected a search state in JSON"),
         ("[]", 'expected a search state, JSON with "format"'),
         ('{"format": "soaprl-strategy"}', 'expected a search state, JSON with "format"'),
         ('{"format": "soaprl-search-state", "version": 9}', "version 1, found 9"),
