@@ -88,7 +88,7 @@ class Simulator:
             [cluster.device_types[d.type].memory_bytes for d in cluster.devices], np.int64
         )
         self.load_s: FloatArray = np.zeros(cluster.num_devices, np.float64)
-        self._other_load_s: FloatArray = np.zeros(cluster.num_devices, np.float64)
+        self._next_load_s: FloatArray = np.zeros(cluster.num_devices, np.float64)
         self._num_loads = 0
         self._horizon_s = 0.0
         self.pools: PatternPools = self._gathered()
@@ -121,7 +121,10 @@ class Simulator:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
         changed = self._changed(strategy)
-        if limit_s < inf and self._busiest_s(changed, strategy) > limit_s * (1.0 + _ROUNDING):
+        self._shift_load(changed, strategy)
+        # Sums in another order differ in their last bits: a bound counts only if it passes the limit by more.
+        bound_s = limit_s * (1.0 + _ROUNDING)
+        if self._next_load_s.max() > bound_s:
             return None
         self._load(changed, strategy)
         options = self.problem.options
@@ -141,7 +144,7 @@ class Simulator:
             options.overlap_synchronization,
             self._horizon_s,
             self.load_s,
-            limit_s,
+            bound_s,
         )
         if time_s == inf:
             return None
@@ -155,7 +158,9 @@ class Simulator:
 
     def load(self, strategy: Strategy) -> None:
         """Makes `strategy` the one at hand: brings patterns, layout and plans up to date."""
-        self._load(self._changed(strategy), strategy)
+        changed = self._changed(strategy)
+        self._shift_load(changed, strategy)
+        self._load(changed, strategy)
 
     def _changed(self, strategy: Strategy) -> list[int]:
         """The operators whose configuration is not the one at hand."""
@@ -164,26 +169,23 @@ class Simulator:
         before, after = self._configs, strategy.configs
         return [o for o in range(len(after)) if after[o] is not before[o] and after[o] != before[o]]
 
-    def _busiest_s(self, changed: list[int], strategy: Strategy) -> float:
-        """Seconds that the busiest device computes under `strategy`: no iteration is shorter."""
-        self._other_load_s[:] = self.load_s
+    def _shift_load(self, changed: list[int], strategy: Strategy) -> None:
+        """Sums into `_next_load_s` how long each device computes under `strategy`; checks its changes."""
+        self._next_load_s[:] = self.load_s
         for o in changed:
-            old = self._configs[o]
+            old, new = self._configs[o], strategy.configs[o]
             if old is not None:
-                self._add_load(self._other_load_s, o, old, -1.0)
-            self._add_load(self._other_load_s, o, strategy.configs[o], 1.0)
-        return float(self._other_load_s.max())
+                self._add_load(self._next_load_s, self._operator_patterns[o][old.degrees], old, -1.0)
+            self._add_load(self._next_load_s, self._operator_pattern(o, new), new, 1.0)
 
-    def _add_load(self, load_s: FloatArray, o: int, config: OpConfig, sign: float) -> None:
+    def _add_load(self, load_s: FloatArray, pattern: OperatorPattern, config: OpConfig, sign: float) -> None:
         """Adds (or takes away) what the tasks of one operator take on their devices."""
-        pattern = self._operator_pattern(o, config)
-        pools, device_type = self.pools, self.tables.device_type
-        devices = np.array(config.devices, np.int64)
+        pools, devices = self.pools, np.array(config.devices, np.int64)
         add_load(
             load_s,
             pools.forward_s,
             pools.backward_s,
-            device_type,
+            self.tables.device_type,
             devices,
             pattern.part_base,
             pools.num_types,
@@ -191,23 +193,21 @@ class Simulator:
         )
 
     def _load(self, changed: list[int], strategy: Strategy) -> None:
+        """Loads what `_shift_load` has checked and found the patterns and loads of."""
         if not changed:
             return
         before, after = self._configs, strategy.configs
-        patterns = [self._operator_pattern(o, after[o]) for o in changed]
         edges: set[int] = set()
         groups: set[int] = set()
+        self.load_s, self._next_load_s = self._next_load_s, self.load_s
         self._num_loads += 1
-        for o, pattern in zip(changed, patterns, strict=True):
+        for o in changed:
             old = before[o]
             if old is None or old.degrees != after[o].degrees:
                 edges.update(self.index.edges_of[o])
-            if old is not None:
-                self._add_load(self.load_s, o, old, -1.0)
-            self._add_load(self.load_s, o, after[o], 1.0)
             groups.update(self.index.groups_of[o])
             before[o] = after[o]
-            self._place(o, pattern, after[o])
+            self._place(o, self.operator_pattern(o), after[o])
         if self._num_loads % _RECOUNT_EVERY == 0:
             self._recount_load(strategy)
         for edge in edges:
@@ -221,7 +221,7 @@ class Simulator:
         """Sums the load of each device anew, so that rounding errors do not pile up."""
         self.load_s[:] = 0.0
         for o, config in enumerate(strategy.configs):
-            self._add_load(self.load_s, o, config, 1.0)
+            self._add_load(self.load_s, self.operator_pattern(o), config, 1.0)
 
     def operator_pattern(self, operator: int) -> OperatorPattern:
         """The pattern of an operator under the strategy at hand."""

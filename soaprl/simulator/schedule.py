@@ -93,7 +93,7 @@ def schedule(
         queue: Working memory.
         horizon_s: A guess of the result, for speed.
         load_s: Shape [devices]; how long the forward and backward tasks of each take in all.
-        limit_s: Limit of interest; infinite for none.
+        limit_s: Limit of interest, with a margin for rounding; infinite for none.
     """
     for device in range(tables.num_devices):
         queue.remaining_s[device] = load_s[device]
@@ -108,8 +108,6 @@ def schedule(
     in_degree, ready_s, start_s, finish_s = work.in_degree, work.ready_s, work.start_s, work.finish_s
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
     device_free_s, link_free_s, remaining_s = queue.device_free_s, queue.link_free_s, queue.remaining_s
-    # Sums in another order differ in their last bits: a bound counts only if it passes the limit by more.
-    limit_s *= 1.0 + 1e-9
     offsets, links, bandwidth = tables.route_offsets, tables.route_links, tables.link_bandwidth_bytes_per_s
     num_devices, first_plan = tables.num_devices, tables.num_devices * (tables.num_devices + 1)
     middle = len(queue.spare)
