@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from soaprl.graph.factors import Factor, FactorKind, Span
-from soaprl.graph.operators import Access, Argument, Call, DimUse, Operator, Ref, TensorRole, Term
+from soaprl.graph.operators import (
+    Access,
+    Argument,
+    Call,
+    DimUse,
+    Operator,
+    Ref,
+    TensorRole,
+    Term,
+    merge_terms,
+)
 from soaprl.graph.resolve import Extents, Resolved, root_layout, root_spans, stored
 from soaprl.graph.rules.base import Dim, Label, Node, NodeArgument, Rule, Value, ValueRef, Work
 
@@ -260,11 +270,13 @@ class OperatorBuilder:
         return f"{name}.{piece}" if len(self.factors_of[label.name]) > 1 else name
 
     def _terms(self, work: tuple[Work, ...]) -> tuple[Term, ...]:
-        merged: dict[tuple[int, ...], float] = {}
-        for w in work:
-            factors = tuple(sorted(f for label in w.labels for f in self.factors_of[label]))
-            merged[factors] = merged.get(factors, 0.0) + w.coefficient
-        return tuple(Term(coefficient=c, factors=f) for f, c in merged.items())
+        return merge_terms(
+            Term(
+                coefficient=w.coefficient,
+                factors=tuple(sorted(f for label in w.labels for f in self.factors_of[label])),
+            )
+            for w in work
+        )
 
     def _call(self, refs: Iterator[Ref]) -> Call:
         return Call(

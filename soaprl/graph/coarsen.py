@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 
 from soaprl.graph.factors import Factor, FactorKind, Span
 from soaprl.graph.lower import Lowered
-from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref, Tensor, Term
+from soaprl.graph.operators import (
+    Access,
+    Argument,
+    Broadcast,
+    Call,
+    DimUse,
+    Operator,
+    Ref,
+    Tensor,
+    Term,
+    merge_terms,
+)
 
 _ELEMENTWISE_KINDS = frozenset({"batch_norm"})
 
@@ -117,7 +128,9 @@ def _folded(target: Operator, item: _Item, tensors: tuple[Tensor, ...]) -> Opera
     buffers = moved.merged(target.buffers, operator.buffers)
     itemsize = tensors[between.tensor].itemsize
     size = tuple(sorted(s.factor for s in target.outputs[0].spans))
-    kept_bytes = itemsize if target.outputs[0].saved or between.saved else 0
+    kept = target.outputs[0].saved or between.saved
+    between_bytes = (Term(coefficient=2 * itemsize, factors=size),)
+    between_saved_bytes = (Term(coefficient=itemsize, factors=size),) if kept else ()
     return replace(
         target,
         factors=_factors(target, item, set(mapping.values()), parameters),
@@ -125,17 +138,13 @@ def _folded(target: Operator, item: _Item, tensors: tuple[Tensor, ...]) -> Opera
         parameters=parameters,
         buffers=buffers,
         outputs=tuple(moved.access(a) for a in operator.outputs),
-        forward_flops=_sum(target.forward_flops, moved.terms(operator.forward_flops)),
-        backward_flops=_sum(target.backward_flops, moved.terms(operator.backward_flops)),
-        internal_bytes=_sum(
-            target.internal_bytes,
-            moved.terms(operator.internal_bytes),
-            (Term(coefficient=2 * itemsize, factors=size),),
+        forward_flops=merge_terms((*target.forward_flops, *moved.terms(operator.forward_flops))),
+        backward_flops=merge_terms((*target.backward_flops, *moved.terms(operator.backward_flops))),
+        internal_bytes=merge_terms(
+            (*target.internal_bytes, *moved.terms(operator.internal_bytes), *between_bytes)
         ),
-        internal_saved_bytes=_sum(
-            target.internal_saved_bytes,
-            moved.terms(operator.internal_saved_bytes),
-            (Term(coefficient=kept_bytes, factors=size),) if kept_bytes else (),
+        internal_saved_bytes=merge_terms(
+            (*target.internal_saved_bytes, *moved.terms(operator.internal_saved_bytes), *between_saved_bytes)
         ),
         num_forward_kernels=target.num_forward_kernels + operator.num_forward_kernels,
         num_backward_kernels=target.num_backward_kernels + operator.num_backward_kernels,
@@ -157,13 +166,6 @@ def _factors(
             factor = replace(factor, kind=FactorKind.PARAMETER)
         factors.append(factor)
     return tuple(factors)
-
-
-def _sum(*terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    merged: dict[tuple[int, ...], float] = {}
-    for term in (t for group in terms for t in group):
-        merged[term.factors] = merged.get(term.factors, 0.0) + term.coefficient
-    return tuple(Term(coefficient=c, factors=f) for f, c in merged.items())
 
 
 @dataclass(frozen=True, slots=True)

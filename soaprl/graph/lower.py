@@ -60,9 +60,7 @@ def lower(program: Program, table: RuleTable, *, keep_views: bool = False) -> Lo
     return lowering.result()
 
 
-def _applied(
-    table: RuleTable, node: Node, values: tuple[Value, ...], failed: dict[str, str]
-) -> RuleResult:
+def _applied(table: RuleTable, node: Node, values: tuple[Value, ...], failed: dict[str, str]) -> RuleResult:
     """The rule of a call; None where it raises an exception, which `failed` gets.
 
     Users call operators in ways that no one thought of. A rule that stumbles over one costs them the splits

@@ -125,6 +125,14 @@ def evaluate_terms(terms: Iterable[Term], extents: tuple[int, ...]) -> float:
     return sum(t.coefficient * prod(extents[f] for f in t.factors) for t in terms)
 
 
+def merge_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """The same formula with one term for each set of factors, in order of appearance."""
+    merged: dict[tuple[int, ...], float] = {}
+    for term in terms:
+        merged[term.factors] = merged.get(term.factors, 0.0) + term.coefficient
+    return tuple(Term(coefficient=c, factors=f) for f, c in merged.items())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
     """A tensor argument inside an operator's body.
