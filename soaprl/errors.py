@@ -36,6 +36,14 @@ class SimulationError(SoaprlError, ValueError):
     """A problem cannot be simulated."""
 
 
+class ProgramError(SoaprlError, ValueError):
+    """A program for the ranks is wrong, does not fit its graph, or its file is malformed."""
+
+
+class ExecutionError(SoaprlError, RuntimeError):
+    """A strategy cannot be run as asked: its model, batch, optimizer or options do not fit."""
+
+
 class SearchError(SoaprlError, ValueError):
     """A search was asked for something it cannot do."""
 

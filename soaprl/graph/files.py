@@ -21,6 +21,7 @@ from soaprl.graph.operators import (
     Broadcast,
     Call,
     DimUse,
+    Literal,
     Operator,
     OperatorGraph,
     Ref,
@@ -39,7 +40,8 @@ VERSION = 1
 def graph_fingerprint(graph: OperatorGraph) -> str:
     """SHA-256 over everything of a graph that a strategy or a simulated time depends on."""
     content = graph_to_dict(graph)
-    del content["name"], content["notes"]
+    for irrelevant in ("name", "notes", "literals"):
+        content.pop(irrelevant, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,7 +82,10 @@ def load_graph(path: Path) -> OperatorGraph:
 
 def graph_to_dict(graph: OperatorGraph) -> dict[str, Any]:
     """A graph as JSON values."""
-    return {"format": FORMAT, "version": VERSION, **_record(graph)}
+    content = {"format": FORMAT, "version": VERSION, **_record(graph)}
+    if not graph.literals:
+        del content["literals"]
+    return content
 
 
 def _record(item: "DataclassInstance") -> dict[str, Any]:
@@ -131,6 +136,9 @@ def graph_from_dict(content: dict[str, Any]) -> OperatorGraph:
         loss=content["loss"],
         constants=tuple(_call(c) for c in content["constants"]),
         constant_results=tuple(tuple(r) for r in content["constant_results"]),
+        literals=tuple(
+            Literal(tensor=item["tensor"], data=item["data"]) for item in content.get("literals", ())
+        ),
         notes=tuple(content["notes"]),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from soaprl.graph.build import Context, OperatorBuilder, Pieces
 from soaprl.graph.factors import FactorKind
 from soaprl.graph.fallback import broken_view_call, copy_rule, opaque_rule
-from soaprl.graph.operators import Call, Operator, Tensor, TensorRole
+from soaprl.graph.operators import Call, Literal, Operator, Tensor, TensorRole
 from soaprl.graph.program import Program
 from soaprl.graph.refine import refine
 from soaprl.graph.resolve import Resolved, first_pieces, stored, viewed
@@ -30,6 +30,7 @@ class Lowered:
         constants: Calls that depend on no input, in order.
         constant_results: For each of them, the tensor indices of its results.
         loss: Tensor index of the loss.
+        literals: Contents of constants that the model's code spells out.
         unknown: Targets without a rule, with their number of calls.
         failed: Targets whose rule raised an exception, with the first one.
     """
@@ -41,6 +42,7 @@ class Lowered:
     constants: tuple[Call, ...]
     constant_results: tuple[tuple[int, ...], ...]
     loss: int
+    literals: tuple[Literal, ...]
     unknown: dict[str, int]
     failed: dict[str, str]
 
@@ -124,6 +126,10 @@ class _Lowering:
             constants=tuple(call for call, _ in self.constants),
             constant_results=tuple(results for _, results in self.constants),
             loss=self.context.tensor_of[self.resolved[self.program.loss].root],
+            literals=tuple(
+                Literal(tensor=self.context.tensor_of[value], data=data)
+                for value, data in self.program.literals.items()
+            ),
             unknown=dict(self.unknown),
             failed=self.failed,
         )

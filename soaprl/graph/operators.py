@@ -256,6 +256,19 @@ class Operator:
         raise KeyError(name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Literal:
+    """The content of a constant that the model's code spells out (``torch.tensor([1.0, 2.0])``).
+
+    Attributes:
+        tensor: Index of the tensor in the graph.
+        data: Its elements in row-major order, little-endian, in base64.
+    """
+
+    tensor: int
+    data: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperatorGraph:
     """The operators of one training iteration in topological order, and their tensors.
@@ -269,6 +282,7 @@ class OperatorGraph:
         constants: Calls that make constants, in order; every rank runs them. Their references have the source
             ``tensor``, the index of a tensor (a constant or a buffer) and a layout.
         constant_results: For each of these calls, the tensor indices of its results.
+        literals: Contents that are in the model's code, and in no state dict.
         notes: What capture and coarsening did and had to assume, for people.
     """
 
@@ -279,6 +293,7 @@ class OperatorGraph:
     loss: int
     constants: tuple[Call, ...] = ()
     constant_results: tuple[tuple[int, ...], ...] = ()
+    literals: tuple[Literal, ...] = ()
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -114,6 +114,7 @@ def graph_from_program(program: Program, *, coarsened: bool = True) -> OperatorG
         constants=lowered.constants,
         constant_results=lowered.constant_results,
         loss=lowered.loss,
+        literals=lowered.literals,
         notes=tuple(notes),
     )
 

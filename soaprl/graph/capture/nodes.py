@@ -1,11 +1,13 @@
 """From an exported program to a `Program`: plain data, no torch objects, only what the loss depends on."""
 
+import base64
 import operator
 from collections import Counter
 from dataclasses import replace
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
@@ -22,6 +24,8 @@ _ROLES = {
     InputKind.CONSTANT_TENSOR: TensorRole.BUFFER,
     InputKind.USER_INPUT: TensorRole.INPUT,
 }
+# What export names the tensors that a forward makes of literals.
+_LITERAL = "lifted_tensor"
 # Calls of a part of the graph in another mode; everything else that calls a graph is control flow.
 _GRADIENT_MODE, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
@@ -66,6 +70,7 @@ def import_program(
         loss=loss,
         sample_dims=importer.sample_dims,
         aliases=importer.aliases,
+        literals=importer.literals,
         notes=(*notes, *importer.notes),
     )
 
@@ -83,6 +88,7 @@ class _Importer:
         self.state: dict[str, int] = {}
         self.sample_dims: dict[int, tuple[int, ...]] = {}
         self.aliases: dict[int, tuple[str, ...]] = {}
+        self.literals: dict[int, str] = {}
         self.notes: list[str] = []
         self.gradient = True
 
@@ -110,6 +116,10 @@ class _Importer:
         parameter = role is TensorRole.PARAMETER
         trained = parameter and dict(self.exported.named_parameters())[spec.target or ""].requires_grad
         index = self._value(group[0] if group else name, node.meta["val"], role=role, requires_grad=trained)
+        if spec.kind is InputKind.CONSTANT_TENSOR and (spec.target or "").startswith(_LITERAL):
+            content = self.exported.constants[spec.target or ""]
+            if isinstance(content, torch.Tensor) and not isinstance(content, FakeTensor):
+                self.literals[index] = _base64(content)
         if group:
             self.state[group[0]] = index
             self.aliases[index] = group[1:]
@@ -241,6 +251,12 @@ class _Importer:
         known = self.known[output.args[0][-1]]
         assert isinstance(known, int), "the loss is one tensor"
         return known
+
+
+def _base64(content: torch.Tensor) -> str:
+    """The elements of a tensor as text."""
+    flat = content.detach().contiguous().reshape(-1).view(torch.uint8)
+    return base64.b64encode(flat.numpy().tobytes()).decode()
 
 
 def _needed(nodes: list[Node], loss: int) -> list[Node]:
