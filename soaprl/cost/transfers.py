@@ -252,9 +252,7 @@ def _plan(
     if algorithm == _RING:
         latency = _ring(tables, scratch, row, members, 0, 1, num_members, num_bytes, passes)
     elif algorithm == _HIERARCHICAL:
-        latency = _hierarchical(
-            tables, scratch, row, members, num_members, per_node, num_bytes, passes
-        )
+        latency = _hierarchical(tables, scratch, row, members, num_members, per_node, num_bytes, passes)
     elif algorithm == _TREE:
         latency = _tree(tables, scratch, row, members, num_members, num_bytes)
     else:
@@ -303,9 +301,7 @@ def _best(
     best_s, best_algorithm, row = np.inf, _NONE, 0
     for algorithm in range(_RING, _TREE + 1):
         if _offered(tables, algorithm, members, num_members, per_node):
-            time_s = _plan(
-                tables, scratch, row, algorithm, members, num_members, per_node, num_bytes, passes
-            )
+            time_s = _plan(tables, scratch, row, algorithm, members, num_members, per_node, num_bytes, passes)
             if time_s < best_s:
                 best_s, best_algorithm, row = time_s, algorithm, 1 - row
             _clear(scratch, row)

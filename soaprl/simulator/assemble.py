@@ -24,6 +24,7 @@ import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     ACTIVATION_BYTES,
@@ -285,13 +286,13 @@ def enter_deliveries(graph: GraphTables, tables: ClusterTables, work: Workspace)
         task, source, target = deliveries[k, TASK], deliveries[k, SOURCE], deliveries[k, TARGET]
         size, gradients, part = deliveries[k, BYTES], deliveries[k, NUM_GRADIENTS], deliveries[k, PART]
         route = source * num_devices + target
-        time_s = latency_s[route] + size / bandwidth[route]
+        time_s = in_ticks(latency_s[route] + size / bandwidth[route])
         _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, num_devices + route, time_s, size)
         in_degree[task], origin[task] = 1, part
         moved += size
         if gradients > 0:
             route, back = target * num_devices + source, mirror - task
-            time_s = latency_s[route] + size / bandwidth[route]
+            time_s = in_ticks(latency_s[route] + size / bandwidth[route])
             _enter(
                 resource, duration_s, num_bytes, in_degree, ready_s, back, num_devices + route, time_s, size
             )

@@ -13,6 +13,7 @@ from soaprl.cluster.cluster import DeviceType
 from soaprl.cluster.tables import IntArray
 from soaprl.cost.kernels import kernel
 from soaprl.cost.model import CostModel
+from soaprl.cost.ticks import all_in_ticks
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.patterns import OperatorPattern
 from soaprl.simulator.pools import Pool
@@ -72,7 +73,7 @@ class SyncPools:
             return SyncPattern(cell_begin=self.cell_bytes.size, cell_end=self.cell_bytes.size, num_covers=0)
         first = self.cell_bytes.append(np.array(cells.num_bytes, np.int64))
         self.cell_trainable.append(np.array(cells.trainable, np.int64))
-        self.cell_update_s.append(self._update_times(cells))
+        self.cell_update_s.append(all_in_ticks(self._update_times(cells)))
         covers = np.concatenate(cells.covers)
         first_cover = self.cover_reader.append(covers[:, 0])
         self.cover_part.append(covers[:, 1])

@@ -17,6 +17,7 @@ from soaprl.simulator.assemble import (
     measure,
 )
 from soaprl.simulator.cells import SyncPattern, SyncPools
+from soaprl.simulator.collectives import plan_groups
 from soaprl.simulator.memory import peak_memory
 from soaprl.simulator.patterns import EdgePattern, OperatorPattern, OperatorPools, PatternPools
 from soaprl.simulator.problem import Problem
@@ -32,7 +33,7 @@ from soaprl.simulator.state import (
     empty_plans,
     empty_workspace,
 )
-from soaprl.simulator.synchronize import link_synchronization, plan_groups
+from soaprl.simulator.synchronize import link_synchronization
 from soaprl.simulator.tables import GraphTables, graph_index, graph_tables
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.validation import check_config, check_strategy

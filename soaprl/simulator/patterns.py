@@ -19,6 +19,7 @@ import numpy as np
 from soaprl.cluster.cluster import DeviceType
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.model import CostModel, Shard
+from soaprl.cost.ticks import all_in_ticks
 from soaprl.graph.operators import Operator, OperatorGraph, TensorRole, evaluate_terms
 from soaprl.simulator.pools import Pool
 from soaprl.simulator.regions import (
@@ -169,8 +170,8 @@ class OperatorPools:
                 times[key] = self._shard_times(operator, part_extents, part_bytes)
             forward += times[key][0]
             backward += times[key][1]
-        base = self.forward_s.append(np.array(forward, np.float64))
-        self.backward_s.append(np.array(backward, np.float64))
+        base = self.forward_s.append(all_in_ticks(np.array(forward, np.float64)))
+        self.backward_s.append(all_in_ticks(np.array(backward, np.float64)))
         return base // len(self._device_types)
 
     def _shard_times(

@@ -21,6 +21,7 @@ import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.state import NUM_TASKS, Layout, Plans, Workspace
 from soaprl.simulator.tables import GraphTables
 
@@ -207,7 +208,7 @@ def _send(
     for k in range(begin, end):
         start_s = max(start_s, free_s[links[k]])
     for k in range(begin, end):
-        free_s[links[k]] = start_s + num_bytes / bandwidth[links[k]]
+        free_s[links[k]] = start_s + in_ticks(num_bytes / bandwidth[links[k]])
     return start_s
 
 

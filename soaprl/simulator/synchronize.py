@@ -1,4 +1,4 @@
-"""Plans and assembles the synchronization of gradients and the optimizer's updates.
+"""Assembles the synchronization of gradients and the optimizer's updates.
 
 Each cell of parameters whose gradient several devices hold a summand of is one all-reduce over its holders,
 once all tasks that contribute are done. Under the paper's assumptions it is transfers instead: every other
@@ -7,9 +7,10 @@ task without duration joins the summands. Each device that holds trainable param
 task, as `optimizer.step()` does, as soon as their gradients are there.
 """
 
-from soaprl.cluster.tables import ClusterTables, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
-from soaprl.cost.transfers import CollectiveScratch, all_reduce
+from soaprl.cluster.tables import ClusterTables
+from soaprl.cost.kernels import inner_kernel
+from soaprl.cost.ticks import in_ticks
+from soaprl.simulator.collectives import holder_of
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     HALF,
@@ -17,7 +18,6 @@ from soaprl.simulator.state import (
     NUM_EDGES,
     NUM_SYNC,
     NUM_TASKS,
-    STAMP,
     SYNC_BYTES,
     SYNC_ID,
     UPDATE_ID,
@@ -26,87 +26,6 @@ from soaprl.simulator.state import (
     Workspace,
 )
 from soaprl.simulator.tables import GraphTables
-
-
-@filling_kernel
-def plan_groups(
-    graph: GraphTables,
-    pools: PatternPools,
-    layout: Layout,
-    tables: ClusterTables,
-    scratch: CollectiveScratch,
-    plans: Plans,
-    work: Workspace,
-    groups: IntArray,
-    paper: bool,
-) -> bool:
-    """Plans the cells of `groups` behind the plans in use; false if there is not enough room."""
-    for g in groups:
-        num_cells = layout.cell_end[g] - layout.cell_begin[g]
-        layout.plan_begin[g] = plans.cursor[0]
-        if plans.cursor[0] + num_cells > len(plans.time_s):
-            return False
-        for cell in range(layout.cell_begin[g], layout.cell_end[g]):
-            room = min(len(plans.holders) - plans.cursor[1], len(plans.links) - plans.cursor[2])
-            if room < tables.num_devices + len(tables.link_latency_s):
-                return False
-            _plan_cell(graph, pools, layout, tables, scratch, plans, work, g, cell, paper=paper)
-    return True
-
-
-@inner_kernel
-def _plan_cell(
-    graph: GraphTables,
-    pools: PatternPools,
-    layout: Layout,
-    tables: ClusterTables,
-    scratch: CollectiveScratch,
-    plans: Plans,
-    work: Workspace,
-    g: int,
-    cell: int,
-    paper: bool,
-) -> None:
-    plan, first, link = plans.cursor[0], plans.cursor[1], plans.cursor[2]
-    covers = range(pools.cover_begin[cell], pools.cover_begin[cell + 1])
-    count = 0
-    work.totals[STAMP] += 1
-    for c in covers:
-        device = _holder(graph, pools, layout, g, c)
-        if count == 0:
-            plans.root[plan] = device
-        if work.slot_stamp[device] != work.totals[STAMP]:
-            work.slot_stamp[device] = work.totals[STAMP]
-            _insert(plans.holders, first, first + count, device)
-            count += 1
-    plans.holder_begin[plan] = first
-    plans.num_holders[plan] = count
-    plans.link_begin[plan] = link
-    plans.num_links[plan] = 0
-    plans.time_s[plan] = 0.0
-    if pools.cell_trainable[cell] and count > 1 and not paper:
-        plans.time_s[plan], plans.num_links[plan], _ = all_reduce(
-            tables,
-            scratch,
-            plans.holders[first : first + count],
-            count,
-            float(pools.cell_bytes[cell]),
-            plans.links[link:],
-            plans.busy_s[link:],
-        )
-    plans.cursor[0] += 1
-    plans.cursor[1] += count
-    plans.cursor[2] += plans.num_links[plan]
-
-
-@inner_kernel
-def _insert(values: IntArray, begin: int, end: int, value: int) -> None:
-    """Inserts `value` into the ascending ``values[begin:end]``."""
-    at = end
-    while at > begin and values[at - 1] > value:
-        values[at] = values[at - 1]
-        at -= 1
-    values[at] = value
 
 
 @inner_kernel
@@ -266,7 +185,7 @@ def _enter_exchange(
         slot[device] = 0
     for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
         if pools.cover_contributes[c]:
-            slot[_holder(graph, pools, layout, g, c)] = 1
+            slot[holder_of(graph, pools, layout, g, c)] = 1
     slot[root] = 0
     num_senders = 0
     for device in holders:
@@ -311,16 +230,9 @@ def _enter_transfer(
 ) -> int:
     """Enters a transfer of synchronization."""
     route = source * tables.num_devices + target
-    time_s = tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route]
+    time_s = in_ticks(tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route])
     work.totals[SYNC_BYTES] += num_bytes
     return _next_sync(work, plan, tables.num_devices + route, time_s, num_bytes)
-
-
-@inner_kernel
-def _holder(graph: GraphTables, pools: PatternPools, layout: Layout, g: int, cover: int) -> int:
-    """The device of a task that holds a cell."""
-    operator = graph.reader_operator[graph.reader_begin[g] + pools.cover_reader[cover]]
-    return int(layout.devices[operator, pools.cover_part[cover]])
 
 
 @inner_kernel

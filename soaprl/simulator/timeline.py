@@ -7,6 +7,7 @@ import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel
+from soaprl.cost.ticks import all_in_ticks
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.state import HALF, NUM_EDGES, NUM_SYNC, SYNC_ID, UPDATE_ID
@@ -183,7 +184,10 @@ def occupations(simulator: Simulator, tasks: Timeline) -> Occupations:
         link=np.concatenate([links, plans.links[used]]),
         start_s=tasks.start_s[task],
         busy_s=np.concatenate(
-            [tasks.num_bytes[moved] / tables.link_bandwidth_bytes_per_s[links], plans.busy_s[used]]
+            [
+                all_in_ticks(tasks.num_bytes[moved] / tables.link_bandwidth_bytes_per_s[links]),
+                plans.busy_s[used],
+            ]
         ),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from soaprl.cluster.tables import cluster_tables
 from soaprl.cost.model import Shard
+from soaprl.cost.ticks import TICKS_PER_S
 from soaprl.cost.transfers import all_reduce, collective_scratch
 from soaprl.graph.factors import num_parts, part_box
 from soaprl.graph.operators import Access, TensorRole, evaluate_terms
@@ -114,9 +115,9 @@ class Reference:
                 device = self.device(o, p)
                 kind = self.cluster.device_types[self.cluster.devices[device].type]
                 time = self.problem.cost.task_time(self.graph, op, shard, kind)
-                self.tasks["f", o, 0, p] = Task(("f", o, 0, p), time.forward_s, device)
+                self.tasks["f", o, 0, p] = Task(("f", o, 0, p), ticks(time.forward_s), device)
                 if op.has_backward:
-                    self.tasks["b", o, 0, p] = Task(("b", o, 0, p), time.backward_s, device)
+                    self.tasks["b", o, 0, p] = Task(("b", o, 0, p), ticks(time.backward_s), device)
                     self.tasks["b", o, 0, p].before.add(("f", o, 0, p))
 
     def _find_readings(self) -> None:
@@ -158,9 +159,13 @@ class Reference:
             for link in route:
                 latency += self.cluster.links[link].latency_s
         narrowest = min(self.cluster.links[link].bandwidth_bytes_per_s for link in route)
-        links = [(i, num_bytes / self.cluster.links[i].bandwidth_bytes_per_s) for i in route]
+        links = [(i, ticks(num_bytes / self.cluster.links[i].bandwidth_bytes_per_s)) for i in route]
         task = Task(
-            key, latency + num_bytes / narrowest, route=(source, target), links=links, num_bytes=num_bytes
+            key,
+            ticks(latency + num_bytes / narrowest),
+            route=(source, target),
+            links=links,
+            num_bytes=num_bytes,
         )
         self.tasks[key] = task
         return task
@@ -236,7 +241,7 @@ class Reference:
             for h in holders:
                 self.held[h][1] += size
                 kind = self.cluster.device_types[self.cluster.devices[h].type]
-                self.update_s[h] += self.problem.cost.update_time(size, kind)
+                self.update_s[h] += ticks(self.problem.cost.update_time(size, kind))
             if len(holders) == 1:
                 waits[holders[0]] |= backward[holders[0]]
                 continue
@@ -270,8 +275,10 @@ class Reference:
             busy,
         )
         key = ("s", number, 0)
-        used = list(zip(links[:count].tolist(), busy[:count].tolist(), strict=True))
-        self.tasks[key] = Task(key, time, links=used, num_bytes=size, before=set().union(*backward.values()))
+        used = [(i, ticks(s)) for i, s in zip(links[:count].tolist(), busy[:count].tolist(), strict=True)]
+        self.tasks[key] = Task(
+            key, ticks(time), links=used, num_bytes=size, before=set().union(*backward.values())
+        )
         self.moved[2] += 2 * (len(holders) - 1) * size
         for h in holders:
             waits[h].add(key)
@@ -390,6 +397,11 @@ class Reference:
                 hold(d.target, last - max(givers), last - min(givers), d.num_bytes)
         state = self.problem.options.state_per_parameter_byte
         return [max(steps) + h[0] + (1 + state) * h[1] for steps, h in zip(live, self.held, strict=True)]
+
+
+def ticks(time_s: float) -> float:
+    """The closest whole number of ticks."""
+    return round(time_s * TICKS_PER_S) / TICKS_PER_S
 
 
 def elements(box: Box) -> int:
