@@ -75,7 +75,7 @@ def test_the_weird_trick_splits_alexnet_as_its_paper_does() -> None:
     strategy = one_weird_trick(graph, load_cluster("k80-1x8"))
     assert isinstance(strategy, Strategy)
     for operator, config in zip(graph.operators, strategy.configs, strict=True):
-        # Convolutions and pools: batch over the GPUs. The three fully connected layers: neurons over the GPUs.
+        # Convolutions and pools: batch over the GPUs. Three fully connected layers: neurons over the GPUs.
         expected = {"channel": 8} if operator.kind == "linear" else {"sample": 8}
         assert degrees(operator, config) == expected, operator.name
         assert config.devices == tuple(range(8))
