@@ -1,7 +1,8 @@
 """Simulates training iterations: time, memory and traffic of a strategy."""
 
 from soaprl.simulator.batch import BatchSimulator
-from soaprl.simulator.evaluator import Evaluation, Simulator
+from soaprl.simulator.engine import Evaluation
+from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem, SimulationOptions
 from soaprl.simulator.result import DeviceMemory, SimulationResult, simulate
 from soaprl.simulator.timeline import TaskKind, Timeline

@@ -1,10 +1,15 @@
-"""Assembles the task graph of a strategy from patterns; see `soaprl.simulator.state` for ids and resources.
+"""Enters the blocks of operators into the task graph; see `soaprl.simulator.state` for ids and blocks.
 
 Forward edges are found part by part: for each output of the part, the tasks that read some of it. A reader on
 the same device waits for the part itself; readers on other devices wait for a *delivery*: one transfer for
 each device and box, however many tasks read it there. The backward graph is the forward graph with its edges
-turned round, where a gradient flows. `link_outputs` does the first, `link_backward` the second,
-`soaprl.simulator.synchronize` what comes after.
+turned round, where a gradient flows. `enter_operator` does the first for one operator, `enter_back` the second
+for some, `soaprl.simulator.synchronize` what comes after. What depends on what:
+
+- the block of an operator: on its own configuration and those of its readers;
+- how many tasks its forward tasks wait for (`count_needs`): on its own and those of its producers;
+- the successors of its backward tasks: on its own, on the ids of the transfers of its producers' outputs, and
+  on the ids in its synchronization groups.
 
 Memory is followed in program order, which is the order in which the runtime executes: steps 0 to n-1 are the
 forward passes of the operators, steps n to 2n-1 their backward passes in reverse. An item lives from one step
@@ -22,213 +27,229 @@ to another, both included (C is an operator, its backward step is 2n-1-C):
 
 import numpy as np
 
-from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cluster.tables import ClusterTables, IntArray
+from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
+from soaprl.simulator.adjacency import Adjacency
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     ACTIVATION_BYTES,
     BOX,
     BYTES,
+    DEVICE,
+    END_STEP,
     FIRST,
     FIRST_GRADIENT,
+    FIRST_STEP,
     GRADIENT_BYTES,
     HALF,
+    HELD_BYTES,
     KEEPER,
+    KIND,
     LAST,
     LAST_GRADIENT,
     NEXT,
-    NUM_CONTRIBUTIONS,
-    NUM_DELIVERIES,
-    NUM_EDGES,
+    NUM_BACKWARD,
     NUM_GRADIENTS,
-    NUM_IDS,
     NUM_READERS,
-    NUM_READINGS,
     NUM_TASKS,
     PART,
     SOURCE,
     STAMP,
-    SYNC_ID,
     TARGET,
-    TASK,
-    UPDATE_ID,
+    Blocks,
     Layout,
     Workspace,
 )
 from soaprl.simulator.tables import GraphTables
 
 _NOBODY = np.iinfo(np.int64).max
-
-
-@filling_kernel
-def measure(graph: GraphTables, layout: Layout, num_devices: int, paper: bool) -> tuple[int, int]:
-    """Room that a strategy needs: ids, and edges."""
-    num_parts, num_pairs, num_cells, num_covers = 0, 0, 0, 0
-    for o in range(graph.num_operators):
-        num_parts += layout.num_parts[o]
-    for e in range(len(graph.edge_consumer)):
-        num_pairs += layout.num_pairs[e]
-    for g in range(len(layout.cell_begin)):
-        num_cells += layout.cell_end[g] - layout.cell_begin[g]
-        num_covers += layout.num_covers[g]
-    num_sync = num_cells + (2 * num_covers if paper else 0)
-    num_edges = 4 * num_pairs + 4 * num_parts + 4 * num_covers + 2 * num_sync
-    return 2 * (num_parts + num_pairs) + 1 + num_sync + num_devices, num_edges
+_ACTIVATIONS, _BUFFERS = 0, 1
 
 
 @inner_kernel
-def begin(graph: GraphTables, layout: Layout, work: Workspace, num_devices: int, paper: bool) -> None:
-    """Numbers the tasks and clears what is counted."""
-    stamp = work.totals[STAMP]
-    work.totals[:] = 0
-    work.totals[STAMP] = stamp
-    next_id = 0
-    for o in range(graph.num_operators):
-        work.forward_id[o] = next_id
-        next_id += layout.num_parts[o]
-        work.delivery_id[o] = next_id
-        work.num_deliveries[o] = 0
-        for e in range(graph.edge_begin[graph.output_begin[o]], graph.edge_begin[graph.output_begin[o + 1]]):
-            next_id += layout.num_pairs[e]
-    num_ids, _ = measure(graph, layout, num_devices, paper=paper)
-    work.totals[HALF] = next_id
-    work.totals[SYNC_ID] = 2 * next_id + 1
-    work.totals[UPDATE_ID] = num_ids - num_devices
-    work.totals[NUM_IDS] = num_ids
-    work.memory_bytes[:] = 0
-    work.held_bytes[:] = 0
-    work.update_s[:] = 0.0
+def leave_operator(graph: GraphTables, layout: Layout, work: Workspace, o: int) -> None:
+    """Takes away what the operator's block adds to memory and totals."""
+    if work.entered[o] == 0:
+        return
+    work.entered[o] = 0
+    _add_totals(graph, layout, work, o, -1)
 
 
 @inner_kernel
-def begin_tasks(
-    graph: GraphTables, pools: PatternPools, layout: Layout, tables: ClusterTables, work: Workspace
+def _add_totals(graph: GraphTables, layout: Layout, work: Workspace, o: int, sign: int) -> None:
+    work.totals[NUM_TASKS] += sign * work.operator_totals[o, 0]
+    work.totals[ACTIVATION_BYTES] += sign * work.operator_totals[o, 1]
+    work.totals[GRADIENT_BYTES] += sign * work.operator_totals[o, 2]
+    work.totals[NUM_BACKWARD] += sign * layout.num_parts[o] * graph.has_backward[o]
+
+
+@inner_kernel
+def change_memory(blocks: Blocks, work: Workspace, o: int, sign: int) -> None:
+    """Adds (or takes away) what an operator's block lets live on devices."""
+    memory, holds = work.memory_bytes, work.holds
+    for row in range(blocks.hold_begin[o], blocks.hold_begin[o] + work.num_holds[o]):
+        kind, device, size = holds[row, KIND], holds[row, DEVICE], sign * holds[row, HELD_BYTES]
+        memory[kind, holds[row, FIRST_STEP], device] += size
+        memory[kind, holds[row, END_STEP], device] -= size
+
+
+@inner_kernel
+def enter_operator(
+    graph: GraphTables,
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
 ) -> None:
-    """Enters the forward and backward tasks, without successors."""
-    # Arrays are taken out of the tuples once: in a loop, each access would count references.
+    """Fills the block of an operator: its tasks, the transfers of its outputs, who waits for them."""
+    work.num_holds[o] = 0
+    _enter_tasks(graph, pools, layout, tables, blocks, work, o)
+    edge = _link_tasks(graph, pools, layout, tables, blocks, work, o)
+    _enter_deliveries(graph, layout, tables, blocks, work, o, edge)
+    work.entered[o] = 1
+    _add_totals(graph, layout, work, o, 1)
+
+
+@inner_kernel
+def _enter_tasks(
+    graph: GraphTables,
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
+) -> None:
+    """The forward and backward tasks, without edges."""
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
-    in_degree, out_degree, ready_s = work.in_degree, work.out_degree, work.ready_s
     forward_s, backward_s, device_type = pools.forward_s, pools.backward_s, tables.device_type
-    kept_bytes, passing_bytes, memory = pools.kept_bytes, pools.passing_bytes, work.memory_bytes[0]
-    devices, forward_id, part_base = layout.devices, work.forward_id, layout.part_base
-    has_backward, parts, num_types = graph.has_backward, layout.num_parts, pools.num_types
+    kept_bytes, passing_bytes, holds = pools.kept_bytes, pools.passing_bytes, work.holds
+    devices, has_backward, num_types = layout.devices, graph.has_backward[o], pools.num_types
     mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
-    for o in range(graph.num_operators):
-        backward, num_parts, row = has_backward[o], parts[o], part_base[o]
-        for task in range(forward_id[o], forward_id[o] + num_parts):
-            device = devices[o, task - forward_id[o]]
-            timed = row * num_types + device_type[device]
-            _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, device, forward_s[timed], 0)
-            out_degree[task] = 0
-            if backward:
-                back = mirror - task
-                _enter(
-                    resource, duration_s, num_bytes, in_degree, ready_s, back, device, backward_s[timed], 0
-                )
-            _hold(memory, device, o, last_step - o, kept_bytes[row])
-            _hold(memory, device, o, o, passing_bytes[row])
-            row += 1
-        work.totals[NUM_TASKS] += num_parts * (2 if backward else 1)
+    row, first, hold = layout.part_base[o], blocks.id_begin[o], blocks.hold_begin[o]
+    for part in range(layout.num_parts[o]):
+        device, task = devices[o, part], first + part
+        timed = row * num_types + device_type[device]
+        resource[task], duration_s[task], num_bytes[task] = device, forward_s[timed], 0
+        if has_backward:
+            back = mirror - task
+            resource[back], duration_s[back], num_bytes[back] = device, backward_s[timed], 0
+        hold = _hold(holds, hold, _ACTIVATIONS, device, o, last_step - o, kept_bytes[row])
+        hold = _hold(holds, hold, _ACTIVATIONS, device, o, o, passing_bytes[row])
+        row += 1
+    work.num_holds[o] = hold - blocks.hold_begin[o]
 
 
 @inner_kernel
-def _enter(
-    resource: IntArray,
-    duration_s: FloatArray,
-    num_bytes: IntArray,
-    in_degree: IntArray,
-    ready_s: FloatArray,
-    task: int,
-    on: int,
-    takes_s: float,
-    moves_bytes: int,
-) -> None:
-    """Enters one task that waits for nothing yet."""
-    resource[task] = on
-    duration_s[task] = takes_s
-    num_bytes[task] = moves_bytes
-    in_degree[task] = 0
-    ready_s[task] = 0.0
+def _hold(holds: IntArray, row: int, kind: int, device: int, first: int, last: int, num_bytes: int) -> int:
+    """Lets `num_bytes` live on a device from step `first` to step `last`; returns the next free row."""
+    if num_bytes == 0:
+        return row
+    holds[row, KIND], holds[row, DEVICE], holds[row, HELD_BYTES] = kind, device, num_bytes
+    holds[row, FIRST_STEP], holds[row, END_STEP] = first, last + 1
+    return row + 1
 
 
 @inner_kernel
-def _hold(memory: IntArray, device: int, first: int, last: int, num_bytes: int) -> None:
-    """Lets `num_bytes` live on a device from step `first` to step `last`."""
-    memory[first, device] += num_bytes
-    memory[last + 1, device] -= num_bytes
-
-
-@inner_kernel
-def link_outputs(graph: GraphTables, pools: PatternPools, layout: Layout, work: Workspace) -> None:
-    """Enters all successors of forward tasks, and lists the deliveries."""
+def _link_tasks(
+    graph: GraphTables,
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
+) -> int:
+    """Enters the successors of forward tasks, and lists the deliveries; returns the next free successor."""
     rows, pair_reader, pair_bytes, pair_box = pools.rows, pools.pair_reader, pools.pair_bytes, pools.pair_box
     output_begin, edge_begin, output_saved = graph.output_begin, graph.edge_begin, graph.output_saved
     consumers, gradients, saves = graph.edge_consumer, graph.edge_gradient, graph.edge_saved
-    output_bytes, row_base, devices = pools.output_bytes, layout.row_base, layout.devices
-    forward_id, delivery_id, in_degree, out_degree = (
-        work.forward_id,
-        work.delivery_id,
-        work.in_degree,
-        work.out_degree,
-    )
-    successors, mirrored, deliveries = work.successors, work.mirrored, work.deliveries
+    row_base, devices, id_begin, via = layout.row_base, layout.devices, blocks.id_begin, work.via
+    need, successors, deliveries, readings = work.need, work.successors, work.deliveries, work.readings
     begins, ends, slot, slot_stamp = work.successor_begin, work.successor_end, work.slot, work.slot_stamp
-    readings, memory = work.readings, work.memory_bytes[0]
+    holds, output_bytes, via_begin = work.holds, pools.output_bytes, blocks.via_begin
     last_step, mirror, stamp = 2 * graph.num_operators - 1, 2 * work.totals[HALF] - 1, work.totals[STAMP]
-    edge, num_deliveries, num_readings = 0, 0, 0
-    for o in range(graph.num_operators):
-        size_at, backward, next_id = layout.output_base[o], graph.has_backward[o], delivery_id[o]
-        for p in range(layout.num_parts[o]):
-            task, device, before = forward_id[o] + p, devices[o, p], num_deliveries
-            begins[task] = edge
-            for output in range(output_begin[o], output_begin[o + 1]):
-                stamp += 1
-                last, last_gradient, keeper = o, -1, o if output_saved[output] else _NOBODY
-                for e in range(edge_begin[output], edge_begin[output + 1]):
-                    reader, gradient, saved, row = consumers[e], gradients[e], saves[e], row_base[e] + p
-                    if rows[row] < rows[row + 1]:
-                        last, last_gradient = reader, reader if gradient else last_gradient
-                    for pair in range(rows[row], rows[row + 1]):
-                        target = forward_id[reader] + pair_reader[pair]
-                        target_device = devices[reader, pair_reader[pair]]
-                        in_degree[target] += 1
-                        out_degree[target] += gradient
-                        if target_device == device:
-                            successors[edge], mirrored[edge] = target, gradient
-                            edge += 1
-                            in_degree[mirror - task] += gradient
-                            keeper = min(keeper, reader) if saved else keeper
-                            continue
-                        if slot_stamp[target_device] != stamp:
-                            slot_stamp[target_device], slot[target_device] = stamp, -1
-                        k = _delivery(deliveries, slot, num_deliveries, target_device, pair_box[pair])
-                        if k == num_deliveries:
-                            num_deliveries += 1
-                            deliveries[k, BYTES], deliveries[k, FIRST] = pair_bytes[pair], reader
-                        _add_reader(deliveries, k, reader, gradient, saved)
-                        readings[num_readings, 0], readings[num_readings, 1] = k, 2 * target + gradient
-                        num_readings += 1
-                size = output_bytes[size_at]
-                size_at += 1
-                _hold(memory, device, o, last if keeper == _NOBODY else last_step - keeper, size)
-                if last_gradient >= 0:
-                    _hold(memory, device, last_step - last_gradient, last_step - o, size)
-            for k in range(before, num_deliveries):
-                deliveries[k, TASK], deliveries[k, SOURCE], deliveries[k, PART] = next_id, device, p
-                flows = min(1, deliveries[k, NUM_GRADIENTS])
-                successors[edge], mirrored[edge] = next_id, flows
-                in_degree[mirror - task] += flows
+    edge, num_deliveries, num_readings = blocks.forward_begin[o], 0, 0
+    hold, size_at, backward = (
+        blocks.hold_begin[o] + work.num_holds[o],
+        layout.output_base[o],
+        graph.has_backward[o],
+    )
+    delivery_id = id_begin[o] + layout.num_parts[o]
+    for p in range(layout.num_parts[o]):
+        task, device, before, flows = id_begin[o] + p, devices[o, p], num_deliveries, 0
+        begins[task] = edge
+        for output in range(output_begin[o], output_begin[o + 1]):
+            stamp += 1
+            last, last_gradient, keeper = o, -1, o if output_saved[output] else _NOBODY
+            for e in range(edge_begin[output], edge_begin[output + 1]):
+                reader, gradient, saved, row = consumers[e], gradients[e], saves[e], row_base[e] + p
+                via_at = via_begin[e] - rows[row_base[e]]
+                if rows[row] < rows[row + 1]:
+                    last, last_gradient = reader, reader if gradient else last_gradient
+                for pair in range(rows[row], rows[row + 1]):
+                    target = id_begin[reader] + pair_reader[pair]
+                    target_device = devices[reader, pair_reader[pair]]
+                    if target_device == device:
+                        successors[edge] = target
+                        edge += 1
+                        flows += gradient
+                        via[via_at + pair] = task
+                        keeper = min(keeper, reader) if saved else keeper
+                        continue
+                    if slot_stamp[target_device] != stamp:
+                        slot_stamp[target_device], slot[target_device] = stamp, -1
+                    k = _delivery(deliveries, slot, num_deliveries, target_device, pair_box[pair])
+                    if k == num_deliveries:
+                        num_deliveries += 1
+                        deliveries[k, BYTES], deliveries[k, FIRST] = pair_bytes[pair], reader
+                        deliveries[k, SOURCE], deliveries[k, PART] = device, p
+                    _add_reader(deliveries, k, reader, gradient, saved)
+                    via[via_at + pair] = delivery_id + k
+                    readings[num_readings, 0], readings[num_readings, 1] = k, target
+                    num_readings += 1
+            size = output_bytes[size_at]
+            size_at += 1
+            hold = _hold(
+                holds, hold, _ACTIVATIONS, device, o, last if keeper == _NOBODY else last_step - keeper, size
+            )
+            if last_gradient >= 0:
+                hold = _hold(
+                    holds, hold, _ACTIVATIONS, device, last_step - last_gradient, last_step - o, size
+                )
+        for k in range(before, num_deliveries):
+            successors[edge] = delivery_id + k
+            edge += 1
+            flows += min(1, deliveries[k, NUM_GRADIENTS])
+        if backward:
+            need[mirror - task] = max(1, flows)
+            if flows == 0:
+                successors[edge] = mirror - task
                 edge += 1
-                next_id += 1
-            if backward:
-                successors[edge], mirrored[edge] = mirror - task, 0
-                in_degree[mirror - task] += 1
-                edge += 1
-            ends[task] = edge
-        work.num_deliveries[o] = next_id - delivery_id[o]
-    work.totals[STAMP], work.totals[NUM_EDGES] = stamp, edge
-    work.totals[NUM_DELIVERIES], work.totals[NUM_READINGS] = num_deliveries, num_readings
+        ends[task] = edge
+    work.num_deliveries[o], work.num_holds[o] = num_deliveries, hold - blocks.hold_begin[o]
+    work.totals[STAMP] = stamp
+    return _link_deliveries(work, delivery_id, num_readings, edge, num_deliveries)
+
+
+@inner_kernel
+def _link_deliveries(
+    work: Workspace, delivery_id: int, num_readings: int, edge: int, num_deliveries: int
+) -> int:
+    """Enters the successors of deliveries; returns the next free successor."""
+    begins, ends, successors = work.successor_begin, work.successor_end, work.successors
+    deliveries, readings = work.deliveries, work.readings
+    for k in range(num_deliveries):
+        begins[delivery_id + k], ends[delivery_id + k] = edge, edge
+        edge += deliveries[k, NUM_READERS]
+    for i in range(num_readings):
+        task = delivery_id + readings[i, 0]
+        successors[ends[task]] = readings[i, 1]
+        ends[task] += 1
+    return edge
 
 
 @inner_kernel
@@ -264,100 +285,188 @@ def _add_reader(deliveries: IntArray, k: int, reader: int, gradient: int, saved:
 
 
 @inner_kernel
-def enter_deliveries(graph: GraphTables, tables: ClusterTables, work: Workspace) -> None:
+def _enter_deliveries(
+    graph: GraphTables,
+    layout: Layout,
+    tables: ClusterTables,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
+    edge: int,
+) -> None:
     """Enters the transfers of outputs and of their gradients, and the memory they take."""
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
-    in_degree, ready_s, origin = work.in_degree, work.ready_s, work.origin
+    need, origin, successors, deliveries = work.need, work.origin, work.successors, work.deliveries
     latency_s, bandwidth = tables.route_latency_s, tables.route_bandwidth_bytes_per_s
-    successors, mirrored, deliveries = work.successors, work.mirrored, work.deliveries
-    begins, ends, readings, memory = (
-        work.successor_begin,
-        work.successor_end,
-        work.readings,
-        work.memory_bytes,
-    )
-    num_devices, mirror, last_step = (
-        tables.num_devices,
-        2 * work.totals[HALF] - 1,
-        2 * graph.num_operators - 1,
-    )
-    edge, num_back, moved, moved_back = work.totals[NUM_EDGES], 0, 0, 0
-    for k in range(work.totals[NUM_DELIVERIES]):
-        task, source, target = deliveries[k, TASK], deliveries[k, SOURCE], deliveries[k, TARGET]
-        size, gradients, part = deliveries[k, BYTES], deliveries[k, NUM_GRADIENTS], deliveries[k, PART]
+    begins, ends, num_devices = work.successor_begin, work.successor_end, tables.num_devices
+    mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
+    hold, moved, moved_back, num_back = blocks.hold_begin[o] + work.num_holds[o], 0, 0, 0
+    for k in range(work.num_deliveries[o]):
+        task = blocks.id_begin[o] + layout.num_parts[o] + k
+        source, target, size = deliveries[k, SOURCE], deliveries[k, TARGET], deliveries[k, BYTES]
+        gradients, part, back = deliveries[k, NUM_GRADIENTS], deliveries[k, PART], mirror - task
         route = source * num_devices + target
-        time_s = in_ticks(latency_s[route] + size / bandwidth[route])
-        _enter(resource, duration_s, num_bytes, in_degree, ready_s, task, num_devices + route, time_s, size)
-        in_degree[task], origin[task] = 1, part
+        resource[task], num_bytes[task], need[task], origin[task] = num_devices + route, size, 1, part
+        duration_s[task] = in_ticks(latency_s[route] + size / bandwidth[route])
         moved += size
+        need[back] = gradients
         if gradients > 0:
-            route, back = target * num_devices + source, mirror - task
-            time_s = in_ticks(latency_s[route] + size / bandwidth[route])
-            _enter(
-                resource, duration_s, num_bytes, in_degree, ready_s, back, num_devices + route, time_s, size
-            )
-            in_degree[back], origin[back] = gradients, part
+            route = target * num_devices + source
+            resource[back], num_bytes[back], origin[back] = num_devices + route, size, part
+            duration_s[back] = in_ticks(latency_s[route] + size / bandwidth[route])
+            begins[back], ends[back] = edge, edge + 1
+            successors[edge] = mirror - blocks.id_begin[o] - part
+            edge += 1
             moved_back += size
             num_back += 1
-        _hold_delivery(deliveries, memory, last_step, k)
-        begins[task], ends[task] = edge, edge
-        edge += deliveries[k, NUM_READERS]
-    for i in range(work.totals[NUM_READINGS]):
-        task, reading = deliveries[readings[i, 0], TASK], readings[i, 1]
-        successors[ends[task]], mirrored[ends[task]] = reading >> 1, reading & 1
-        ends[task] += 1
-    work.totals[NUM_EDGES] = edge
-    work.totals[NUM_TASKS] += work.totals[NUM_DELIVERIES] + num_back
-    work.totals[ACTIVATION_BYTES] = moved
-    work.totals[GRADIENT_BYTES] = moved_back
+        hold = _hold_delivery(deliveries, work.holds, hold, last_step, k)
+    work.num_holds[o] = hold - blocks.hold_begin[o]
+    num_tasks = layout.num_parts[o] * (1 + graph.has_backward[o])
+    work.operator_totals[o, 0] = num_tasks + work.num_deliveries[o] + num_back
+    work.operator_totals[o, 1], work.operator_totals[o, 2] = moved, moved_back
 
 
 @inner_kernel
-def _hold_delivery(deliveries: IntArray, memory: IntArray, last_step: int, k: int) -> None:
+def _hold_delivery(deliveries: IntArray, holds: IntArray, row: int, last_step: int, k: int) -> int:
     """Lets a received piece, and its gradient, live on the device it was sent to."""
     target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
     if keeper == _NOBODY:
-        _hold(memory[1], target, deliveries[k, FIRST], deliveries[k, LAST], size)
+        row = _hold(holds, row, _BUFFERS, target, deliveries[k, FIRST], deliveries[k, LAST], size)
     else:
-        _hold(memory[0], target, deliveries[k, FIRST], last_step - keeper, size)
+        row = _hold(holds, row, _ACTIVATIONS, target, deliveries[k, FIRST], last_step - keeper, size)
     if deliveries[k, NUM_GRADIENTS] > 0:
         born = last_step - deliveries[k, LAST_GRADIENT]
-        _hold(memory[1], target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
+        row = _hold(holds, row, _BUFFERS, target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
+    return row
 
 
 @inner_kernel
-def link_backward(graph: GraphTables, layout: Layout, work: Workspace) -> None:
-    """Enters the successors of backward tasks and gradient transfers: the forward edges turned round."""
-    begins, ends, successors, mirrored = (
-        work.successor_begin,
-        work.successor_end,
-        work.successors,
-        work.mirrored,
-    )
-    out_degree, forward_id, first_delivery = work.out_degree, work.forward_id, work.delivery_id
-    num_parts, num_deliveries = layout.num_parts, work.num_deliveries
+def count_needs(
+    graph: GraphTables,
+    near: Adjacency,
+    pools: PatternPools,
+    layout: Layout,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
+) -> None:
+    """Counts what the forward tasks of an operator wait for."""
+    need, first, pair_reader = work.need, blocks.id_begin[o], pools.pair_reader
+    for task in range(first, first + layout.num_parts[o]):
+        need[task] = 0
+    for k in range(near.in_begin[o], near.in_begin[o + 1]):
+        e = near.in_edges[k]
+        begin = pools.rows[layout.row_base[e]]
+        for pair in range(begin, begin + layout.num_pairs[e]):
+            need[first + pair_reader[pair]] += 1
+
+
+@inner_kernel
+def enter_back(
+    graph: GraphTables,
+    near: Adjacency,
+    pools: PatternPools,
+    layout: Layout,
+    blocks: Blocks,
+    work: Workspace,
+    operators: IntArray,
+    groups: IntArray,
+    overlap: bool,
+) -> int:
+    """Enters the successors of the backward tasks of `operators`.
+
+    Args:
+        graph: The graph.
+        near: The graph's lists.
+        pools: The patterns.
+        layout: The strategy.
+        blocks: Where the blocks are.
+        work: The task graph; `mark` is 1 for `operators`.
+        operators: Some operators.
+        groups: All groups that they read.
+        overlap: Whether synchronization overlaps the backward pass.
+
+    Returns:
+        -1, or an operator whose block has not enough room.
+    """
+    begins, ends, successors = work.successor_begin, work.successor_end, work.successors
+    mirror, barrier = 2 * work.totals[HALF] - 1, 2 * work.totals[HALF]
+    for o in operators:
+        for part in range(layout.num_parts[o] * graph.has_backward[o]):
+            ends[mirror - blocks.id_begin[o] - part] = 0 if overlap else 1
+        _visit_gradients(graph, near, pools, layout, blocks, work, o, counting=True)
+    for g in groups:
+        _visit_waits(graph, pools, layout, blocks, work, g, counting=True)
+    for o in operators:
+        edge = blocks.back_begin[o]
+        for part in range(layout.num_parts[o] * graph.has_backward[o]):
+            task = mirror - blocks.id_begin[o] - part
+            count = ends[task]
+            begins[task], ends[task] = edge, edge
+            edge += count
+        if edge > blocks.back_begin[o + 1]:
+            return int(o)
+    for o in operators:
+        _visit_gradients(graph, near, pools, layout, blocks, work, o, counting=False)
+    for g in groups:
+        _visit_waits(graph, pools, layout, blocks, work, g, counting=False)
+    if not overlap:
+        for o in operators:
+            for part in range(layout.num_parts[o] * graph.has_backward[o]):
+                task = mirror - blocks.id_begin[o] - part
+                successors[ends[task]] = barrier
+                ends[task] += 1
+    return -1
+
+
+@inner_kernel
+def _visit_gradients(
+    graph: GraphTables,
+    near: Adjacency,
+    pools: PatternPools,
+    layout: Layout,
+    blocks: Blocks,
+    work: Workspace,
+    o: int,
+    counting: bool,
+) -> None:
+    """Counts, or enters, what gradients of an operator's backward tasks flow to."""
+    ends, successors, via, pair_reader = work.successor_end, work.successors, work.via, pools.pair_reader
     mirror = 2 * work.totals[HALF] - 1
-    edge = work.totals[NUM_EDGES]
-    for o in range(graph.num_operators):
-        for task in range(forward_id[o], forward_id[o] + num_parts[o]):
-            begins[mirror - task] = edge
-            ends[mirror - task] = edge
-            edge += out_degree[task]
-    for o in range(graph.num_operators):
-        first, end = first_delivery[o], first_delivery[o] + num_deliveries[o]
-        for task in range(forward_id[o], end):
-            for e in range(begins[task], ends[task]):
-                if not mirrored[e]:
-                    continue
-                back = mirror - successors[e]
-                if task < first and successors[e] < end:
-                    begins[back] = edge
-                    ends[back] = edge
-                    edge += 1
-                successors[ends[back]] = mirror - task
-                ends[back] += 1
-    source, target = work.contribution_source, work.contribution_target
-    for i in range(work.totals[NUM_CONTRIBUTIONS]):
-        successors[ends[source[i]]] = target[i]
-        ends[source[i]] += 1
-    work.totals[NUM_EDGES] = edge
+    first = mirror - blocks.id_begin[o]
+    for k in range(near.in_begin[o], near.in_begin[o + 1]):
+        e = near.in_edges[k]
+        if graph.edge_gradient[e] == 0:
+            continue
+        begin, via_at = pools.rows[layout.row_base[e]], blocks.via_begin[e]
+        for i in range(layout.num_pairs[e]):
+            task = first - pair_reader[begin + i]
+            if not counting:
+                successors[ends[task]] = mirror - via[via_at + i]
+            ends[task] += 1
+
+
+@inner_kernel
+def _visit_waits(
+    graph: GraphTables,
+    pools: PatternPools,
+    layout: Layout,
+    blocks: Blocks,
+    work: Workspace,
+    g: int,
+    counting: bool,
+) -> None:
+    """Counts, or enters, what in a group waits for the backward tasks of marked operators."""
+    ends, successors, wait, mark = work.successor_end, work.successors, work.wait, work.mark
+    cover_reader, cover_part, readers = pools.cover_reader, pools.cover_part, graph.reader_operator
+    first_reader, mirror = graph.reader_begin[g], 2 * work.totals[HALF] - 1
+    first, end = pools.cover_begin[layout.cell_begin[g]], pools.cover_begin[layout.cell_end[g]]
+    wait_at = blocks.wait_begin[g] - first
+    for c in range(first, end):
+        operator = readers[first_reader + cover_reader[c]]
+        if wait[wait_at + c] < 0 or mark[operator] == 0:
+            continue
+        task = mirror - blocks.id_begin[operator] - cover_part[c]
+        if not counting:
+            successors[ends[task]] = wait[wait_at + c]
+        ends[task] += 1

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 
 from soaprl.errors import SimulationError, StrategyError
-from soaprl.simulator.evaluator import Evaluation, Simulator
+from soaprl.simulator.engine import Evaluation
+from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
 

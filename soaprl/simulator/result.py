@@ -6,6 +6,7 @@ import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.errors import SimulationError
+from soaprl.simulator.engine import Engine, Evaluation
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.memory import memory_breakdown
 from soaprl.simulator.problem import Problem
@@ -125,20 +126,26 @@ def simulate(problem: Problem, strategy: Strategy, *, simulator: Simulator | Non
     Raises:
         StrategyError: The strategy does not fit the graph or the cluster.
     """
-    engine = Simulator(problem) if simulator is None else simulator
-    if engine.problem != problem:
+    simulator = Simulator(problem) if simulator is None else simulator
+    if simulator.problem != problem:
         raise SimulationError(
             f"expected a simulator of {problem.graph.name!r} on {problem.cluster.name!r}, found another"
             " one. Leave `simulator` out, or make one of this problem."
         )
-    evaluation = engine.evaluate(strategy)
+    evaluation = simulator.evaluate(strategy)
+    return describe(simulator.engine, strategy, evaluation)
+
+
+def describe(engine: Engine, strategy: Strategy, evaluation: Evaluation) -> SimulationResult:
+    """Everything about `strategy`, which is the one at hand in `engine` and just simulated."""
+    problem = engine.problem
     ids = task_ids(engine)
     tasks = timeline(engine, ids)
     used = occupations(engine, tasks)
     bandwidth = engine.tables.link_bandwidth_bytes_per_s
     link_busy_s = np.asarray(np.bincount(used.link, used.busy_s, len(bandwidth)), np.float64)
-    totals = engine.work.totals
-    parts = memory_breakdown(engine.work, problem.options.state_per_parameter_byte)
+    totals = engine.graph.work.totals
+    parts = memory_breakdown(engine.graph.work, problem.options.state_per_parameter_byte)
     return SimulationResult(
         problem=problem,
         strategy=strategy,

@@ -22,8 +22,17 @@ import numpy as np
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.cost.ticks import in_ticks
-from soaprl.simulator.state import NUM_TASKS, Layout, Plans, Workspace
-from soaprl.simulator.tables import GraphTables
+from soaprl.simulator.state import (
+    HALF,
+    NUM_IDS,
+    NUM_TASKS,
+    SYNC_ID,
+    UPDATE_ID,
+    Blocks,
+    Layout,
+    Plans,
+    Workspace,
+)
 
 _SHORT = 16
 
@@ -41,6 +50,7 @@ class Queue(NamedTuple):
         device_free_s: Shape [devices].
         link_free_s: Shape [links].
         remaining_s: Shape [devices]; how long the tasks take that a device has not begun.
+        dispatched: Shape [ids]; the tasks in the order in which they were dispatched.
     """
 
     head: IntArray
@@ -52,6 +62,7 @@ class Queue(NamedTuple):
     device_free_s: FloatArray
     link_free_s: FloatArray
     remaining_s: FloatArray
+    dispatched: IntArray
 
 
 def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
@@ -66,19 +77,19 @@ def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
         device_free_s=np.zeros(num_devices, np.float64),
         link_free_s=np.zeros(num_links, np.float64),
         remaining_s=np.zeros(num_devices, np.float64),
+        dispatched=np.zeros(num_ids, np.int64),
     )
 
 
 @filling_kernel
 def schedule(
-    graph: GraphTables,
     layout: Layout,
     tables: ClusterTables,
     plans: Plans,
+    blocks: Blocks,
     work: Workspace,
     queue: Queue,
     horizon_s: float,
-    load_s: FloatArray,
     limit_s: float,
 ) -> float:
     """Fills ready, start and finish times; returns the time of the last finish.
@@ -86,18 +97,17 @@ def schedule(
     If that is certain to pass `limit_s`, it may stop and return infinity, with times filled in part.
 
     Args:
-        graph: The graph.
         layout: The strategy.
         tables: The cluster.
         plans: The collectives.
+        blocks: Where the task graph's blocks are.
         work: The task graph.
         queue: Working memory.
         horizon_s: A guess of the result, for speed.
-        load_s: Shape [devices]; how long the forward and backward tasks of each take in all.
-        limit_s: Limit of interest, with a margin for rounding; infinite for none.
+        limit_s: Limit of interest; infinite for none.
     """
     for device in range(tables.num_devices):
-        queue.remaining_s[device] = load_s[device]
+        queue.remaining_s[device] = work.load_s[device]
     queue.device_free_s[:] = 0.0
     queue.link_free_s[:] = 0.0
     num_tasks = work.totals[NUM_TASKS]
@@ -106,13 +116,13 @@ def schedule(
     # Arrays are taken out of the tuples once: in a loop, each access would count references.
     head, link, batch, batch_ready_s = queue.head, queue.link, queue.batch, queue.batch_ready_s
     successors, begins, ends = work.successors, work.successor_begin, work.successor_end
-    in_degree, ready_s, start_s, finish_s = work.in_degree, work.ready_s, work.start_s, work.finish_s
+    waiting, ready_s, start_s, finish_s = work.waiting, work.ready_s, work.start_s, work.finish_s
     resource, duration_s, num_bytes = work.resource, work.duration_s, work.num_bytes
     device_free_s, link_free_s, remaining_s = queue.device_free_s, queue.link_free_s, queue.remaining_s
     offsets, links, bandwidth = tables.route_offsets, tables.route_links, tables.link_bandwidth_bytes_per_s
     num_devices, first_plan = tables.num_devices, tables.num_devices * (tables.num_devices + 1)
-    middle = len(queue.spare)
-    position, end = middle, _roots(graph.num_operators, work.forward_id, layout.num_parts, in_degree, queue)
+    dispatched, middle = queue.dispatched, len(queue.spare)
+    position, end = middle, restart(layout, blocks, work, queue)
     origin_s, scale = 0.0, num_buckets / horizon_s if horizon_s > 0.0 else 1.0
     bucket, overflow, makespan_s, done = 0, -1, 0.0, 0
     while True:
@@ -121,19 +131,22 @@ def schedule(
             while bucket < num_buckets and head[bucket] < 0:
                 bucket += 1
             if bucket < num_buckets:
-                position, end = _take(batch, link, head[bucket], middle), middle
-                _sort_batch(batch, batch_ready_s, ready_s, queue.spare, queue.spare_ready_s, position, end)
+                position, end = take(batch, link, head[bucket], middle), middle
+                sort_batch(batch, batch_ready_s, ready_s, queue.spare, queue.spare_ready_s, position, end)
             elif overflow >= 0:
-                position, end = _take(batch, link, overflow, middle), middle
-                origin_s, scale, bucket = _earliest(batch, ready_s, position, end), scale / 4, -1
+                position, end = take(batch, link, overflow, middle), middle
+                origin_s, scale, bucket = earliest(batch, ready_s, position, end), scale / 4, -1
                 head[:num_buckets] = -1
-                overflow = _scatter(batch, ready_s, head, link, position, end, origin_s, scale, num_buckets)
+                overflow = scatter(batch, ready_s, head, link, position, end, origin_s, scale, num_buckets)
                 position = end
             else:
                 break
             continue
         task = batch[position]
         position += 1
+        if task < 0:
+            break
+        dispatched[done] = task
         done += 1
         on, begun_s = resource[task], ready_s[task]
         if on < 0:
@@ -146,55 +159,79 @@ def schedule(
                 return np.inf
         elif on < first_plan:
             route = on - num_devices
-            begun_s = _send(
+            begun_s = send(
                 links, bandwidth, link_free_s, offsets[route], offsets[route + 1], begun_s, num_bytes[task]
             )
         else:
             plan = on - first_plan
-            begun_s = _reduce(
+            begun_s = reduce(
                 plans.links, plans.busy_s, link_free_s, plans.link_begin[plan], plans.num_links[plan], begun_s
             )
         ended_s = begun_s + duration_s[task]
         start_s[task], finish_s[task] = begun_s, ended_s
         makespan_s = max(makespan_s, ended_s)
-        for e in range(begins[task], ends[task]):
+        first = begins[task]
+        if first < 0:
+            break
+        for e in range(first, ends[task]):
             successor = successors[e]
+            if successor < 0:
+                break
             then_s = max(ready_s[successor], ended_s)
             ready_s[successor] = then_s
-            in_degree[successor] -= 1
-            if in_degree[successor] > 0:
+            waiting[successor] -= 1
+            if waiting[successor] > 0:
                 continue
             place = (then_s - origin_s) * scale
             if place >= num_buckets:
                 link[successor] = overflow
                 overflow = successor
-            elif int(place) > bucket:
-                link[successor] = head[int(place)]
-                head[int(place)] = successor
+                continue
+            into = int(place)
+            if into > bucket and into >= 0:
+                link[successor] = head[into]
+                head[into] = successor
             else:
-                _insert(batch, batch_ready_s, position, end, successor, then_s)
+                insert(batch, batch_ready_s, position, end, successor, then_s)
                 end += 1
     assert done == num_tasks
     return makespan_s
 
 
 @inner_kernel
-def _roots(
-    num_operators: int, forward_id: IntArray, num_parts: IntArray, in_degree: IntArray, queue: Queue
-) -> int:
-    """Puts the tasks that wait for nothing into the batch; returns its end."""
-    end = len(queue.spare)
-    for o in range(num_operators):
-        for task in range(forward_id[o], forward_id[o] + num_parts[o]):
-            if in_degree[task] == 0:
+def restart(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
+    """Makes all tasks wait, and puts those that wait for nothing into the batch; returns its end."""
+    end, mirror = len(queue.spare), 2 * work.totals[HALF] - 1
+    need, waiting, ready_s = work.need, work.waiting, work.ready_s
+    for o in range(len(work.entered)):
+        first = blocks.id_begin[o]
+        last_part = first + layout.num_parts[o]
+        last = last_part + work.num_deliveries[o]
+        for task in range(first, last_part):
+            if need[task] == 0:
                 queue.batch[end] = task
                 queue.batch_ready_s[end] = 0.0
                 end += 1
+        _wait(need, waiting, ready_s, first, last)
+        _wait(need, waiting, ready_s, mirror - last + 1, mirror - first + 1)
+    _wait(need, waiting, ready_s, 2 * work.totals[HALF], work.totals[SYNC_ID])
+    for g in range(len(work.num_sync)):
+        first = work.totals[SYNC_ID] + blocks.sync_begin[g]
+        _wait(need, waiting, ready_s, first, first + work.num_sync[g])
+    _wait(need, waiting, ready_s, work.totals[UPDATE_ID], work.totals[NUM_IDS])
     return end
 
 
 @inner_kernel
-def _send(
+def _wait(need: IntArray, waiting: IntArray, ready_s: FloatArray, first: int, end: int) -> None:
+    """Sets the tasks from `first` to `end` to waiting for all their predecessors."""
+    for task in range(first, end):
+        waiting[task] = need[task]
+        ready_s[task] = 0.0
+
+
+@inner_kernel
+def send(
     links: IntArray,
     bandwidth: FloatArray,
     free_s: FloatArray,
@@ -213,7 +250,7 @@ def _send(
 
 
 @inner_kernel
-def _reduce(
+def reduce(
     links: IntArray, busy_s: FloatArray, free_s: FloatArray, begin: int, count: int, ready_s: float
 ) -> float:
     """Occupies the links of a collective as soon as all are free; returns when that is."""
@@ -226,7 +263,7 @@ def _reduce(
 
 
 @inner_kernel
-def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
+def take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
     """Writes the tasks of a list before `end`, first pushed first; returns where they begin."""
     begin = end
     while task >= 0:
@@ -237,7 +274,7 @@ def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
 
 
 @inner_kernel
-def _sort_batch(
+def sort_batch(
     batch: IntArray,
     batch_ready_s: FloatArray,
     ready_s: FloatArray,
@@ -251,7 +288,7 @@ def _sort_batch(
         batch_ready_s[i] = ready_s[batch[i]]
     for first in range(begin, end, _SHORT):
         for i in range(first + 1, min(first + _SHORT, end)):
-            _insert(batch, batch_ready_s, first, i, batch[i], batch_ready_s[i])
+            insert(batch, batch_ready_s, first, i, batch[i], batch_ready_s[i])
     width = _SHORT
     while width < end - begin:
         for first in range(begin, end - width, 2 * width):
@@ -261,7 +298,7 @@ def _sort_batch(
 
 
 @inner_kernel
-def _insert(
+def insert(
     batch: IntArray, batch_ready_s: FloatArray, begin: int, end: int, task: int, ready_s: float
 ) -> None:
     """Inserts a task into the sorted ``batch[begin:end]``."""
@@ -309,7 +346,7 @@ def _merge(
 
 
 @inner_kernel
-def _earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> float:
+def earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> float:
     """The smallest ready time in ``batch[begin:end]``."""
     earliest_s = ready_s[batch[begin]]
     for i in range(begin + 1, end):
@@ -318,7 +355,7 @@ def _earliest(batch: IntArray, ready_s: FloatArray, begin: int, end: int) -> flo
 
 
 @inner_kernel
-def _scatter(
+def scatter(
     batch: IntArray,
     ready_s: FloatArray,
     head: IntArray,

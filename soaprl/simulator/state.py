@@ -1,19 +1,27 @@
 """What compiled code reads and writes: the strategy at hand, the plans of its collectives, the task graph.
 
+The task graph consists of blocks, one for each operator and one for each synchronization group, so that a
+change of one operator rewrites a few blocks and leaves the others where they are. A block has room beyond
+what it holds; see `soaprl.simulator.rooms`.
+
 Task ids. Ids are the sequence numbers that break ties, and a task's id is always larger than its
 predecessors'. With M = 2H - 1:
 
-    [0, H)        for each operator in order: its forward tasks by part, then the transfers of its outputs
+    [0, H)        for each operator a block: its forward tasks by part, then the transfers of its outputs
     [H, 2H)       the mirror image: task u has the backward task (or gradient transfer) M - u
     2H            the barrier before synchronization, if it does not overlap the backward pass
-    (2H, U)       synchronization: by group, cell and holder
+    (2H, U)       synchronization: a block for each group, in it by cell and holder
     [U, U + D)    the optimizer's update of each device
 
-Room is left for every transfer that the degrees could need, so not every id is a task; the order of two tasks
-depends only on their operators, phases and parts.
+Not every id is a task; the order of two tasks depends only on their operators, phases and parts.
 
 Resources. -1: none; d < D: device d; D + i * D + j: the route from device i to j; D + D * D + s: the links of
 the all-reduce that plan s describes.
+
+Successors. Also in blocks: of forward tasks and transfers by operator (a gradient transfer has its one
+successor there too), of backward tasks by operator, of synchronization by group, of the barrier. That a
+backward task waits for its own forward task is only written down where no gradient flows to it: otherwise it
+follows, as the tasks that the gradients come from have waited for it.
 """
 
 from typing import NamedTuple
@@ -28,6 +36,7 @@ class Layout(NamedTuple):
     """A strategy as offsets into the patterns; see `soaprl.simulator.patterns`.
 
     Attributes:
+        pattern: Shape [operators]; number of the operator's pattern, -1 before the first strategy.
         num_parts: Shape [operators]; number of tasks.
         part_base: Shape [operators].
         output_base: Shape [operators].
@@ -40,6 +49,7 @@ class Layout(NamedTuple):
         plan_begin: Shape [groups]; the plan of each group's first cell.
     """
 
+    pattern: IntArray
     num_parts: IntArray
     part_base: IntArray
     output_base: IntArray
@@ -56,7 +66,7 @@ class Plans(NamedTuple):
     """How the gradients of cells are summed: one plan for each cell of the strategy.
 
     Attributes:
-        cursor: Shape [3]; plans, holders and links in use.
+        cursor: Shape [4]; plans, holders and links in use; how often all plans were made anew.
         time_s: Seconds of the collective.
         holder_begin: Where the plan's holders begin.
         num_holders: How many devices hold the cell.
@@ -66,7 +76,6 @@ class Plans(NamedTuple):
         num_links: How many links it uses.
         links: The links.
         busy_s: How long each of them is busy.
-        task: Id of the all-reduce.
     """
 
     cursor: IntArray
@@ -79,87 +88,136 @@ class Plans(NamedTuple):
     num_links: IntArray
     links: IntArray
     busy_s: FloatArray
-    task: IntArray
+
+
+class Blocks(NamedTuple):
+    """Where the blocks are. Of n operators, E edges and G groups; each has one entry more, the end.
+
+    Attributes:
+        id_begin: Shape [n + 1]; forward ids of each operator.
+        forward_begin: Shape [n + 1]; successors of its forward tasks and of transfers of its outputs.
+        back_begin: Shape [n + 1]; successors of its backward tasks.
+        hold_begin: Shape [n + 1]; rows of `Workspace.holds`.
+        via_begin: Shape [E + 1]; entries of `Workspace.via`.
+        sync_begin: Shape [G + 1]; ids of each group, counted from the first of synchronization.
+        sync_out_begin: Shape [G + 1]; successors of its tasks.
+        wait_begin: Shape [G + 1]; entries of `Workspace.wait`.
+        barrier_begin: Shape [2]; successors of the barrier.
+    """
+
+    id_begin: IntArray
+    forward_begin: IntArray
+    back_begin: IntArray
+    hold_begin: IntArray
+    via_begin: IntArray
+    sync_begin: IntArray
+    sync_out_begin: IntArray
+    wait_begin: IntArray
+    barrier_begin: IntArray
 
 
 class Workspace(NamedTuple):
     """The task graph, its schedule, and working memory. Arrays over ids are only valid where there is a task.
 
     Attributes:
-        forward_id: Shape [operators]; id of the first forward task.
-        delivery_id: Shape [operators]; id of the first transfer of an output.
-        num_deliveries: Shape [operators].
-        in_degree: By id: predecessors; counted down by the schedule.
-        out_degree: By id, for forward tasks: successors of the mirror image.
+        entered: Shape [operators]; 1 where the operator's block is filled.
+        group_entered: Shape [groups]; 1 where the group's block is filled.
+        num_deliveries: Shape [operators]; transfers of its outputs.
+        num_holds: Shape [operators]; rows of `holds`.
+        num_sync: Shape [groups]; tasks.
+        operator_totals: Shape [operators, 3]; tasks, bytes of outputs sent, bytes of their gradients sent.
+        group_bytes: Shape [groups]; bytes sent.
+        need: By id: predecessors. 0 for a gradient transfer that is none.
         successor_begin: By id.
         successor_end: By id.
         resource: By id; see the module.
         num_bytes: By id: bytes transferred.
         origin: By id, for transfers of outputs: the part that sends. For synchronization: the plan.
+        after_barrier: By id, for synchronization: 1 where it waits for the barrier.
         duration_s: By id.
+        waiting: By id: predecessors that are not done; working memory of the schedule.
         ready_s: By id.
         start_s: By id.
         finish_s: By id.
         successors: Successor ids.
-        mirrored: For each successor of a forward task or transfer: 1 if a gradient flows back.
+        via: For each pair of an edge, what its reader waits for: the writing task or a transfer.
+        wait: For each (cell, holding task) pair of a group, what waits for the holder's backward task, or -1.
+        holds: What lives on a device: kind (0 activations, 1 buffers), device, first step, step after the
+            last, bytes.
         deliveries: Working memory: a row for each transfer of an output; the columns are below.
-        readings: Working memory: for each reading on another device the delivery, and twice the reading task,
-            plus 1 if a gradient flows back.
+        readings: Working memory: for each reading on another device the delivery, and the reading task.
         slot: Shape [devices]: working memory.
         slot_stamp: Shape [devices]: working memory.
-        contribution_source: Working memory: backward tasks that synchronization waits for.
-        contribution_target: Working memory: what waits.
+        mark: Shape [operators]; working memory.
+        group_mark: Shape [groups]; working memory.
+        listed: Shape [3, operators]; working memory.
+        listed_groups: Shape [groups]; working memory.
         memory_bytes: Shape [2, steps + 1, devices]: change of live bytes at each step; activations, buffers.
         held_bytes: Shape [2, devices]; parameters, gradients.
         update_s: Shape [devices].
+        load_s: Shape [devices]; how long its forward and backward tasks take.
         totals: See the constants below.
     """
 
-    forward_id: IntArray
-    delivery_id: IntArray
+    entered: IntArray
+    group_entered: IntArray
     num_deliveries: IntArray
-    in_degree: IntArray
-    out_degree: IntArray
+    num_holds: IntArray
+    num_sync: IntArray
+    operator_totals: IntArray
+    group_bytes: IntArray
+    need: IntArray
     successor_begin: IntArray
     successor_end: IntArray
     resource: IntArray
     num_bytes: IntArray
     origin: IntArray
+    after_barrier: IntArray
     duration_s: FloatArray
+    waiting: IntArray
     ready_s: FloatArray
     start_s: FloatArray
     finish_s: FloatArray
     successors: IntArray
-    mirrored: IntArray
+    via: IntArray
+    wait: IntArray
+    holds: IntArray
     deliveries: IntArray
     readings: IntArray
     slot: IntArray
     slot_stamp: IntArray
-    contribution_source: IntArray
-    contribution_target: IntArray
+    mark: IntArray
+    group_mark: IntArray
+    listed: IntArray
+    listed_groups: IntArray
     memory_bytes: IntArray
     held_bytes: IntArray
     update_s: FloatArray
+    load_s: FloatArray
     totals: IntArray
 
 
 # Entries of `Workspace.totals`.
-NUM_TASKS, HALF, SYNC_ID, UPDATE_ID, NUM_IDS, NUM_EDGES = 0, 1, 2, 3, 4, 5
-ACTIVATION_BYTES, GRADIENT_BYTES, SYNC_BYTES, NUM_CONTRIBUTIONS, STAMP, NUM_SYNC = 6, 7, 8, 9, 10, 11
-NUM_DELIVERIES, NUM_READINGS = 12, 13
-NUM_TOTALS = 14
+HALF, SYNC_ID, UPDATE_ID, NUM_IDS, STAMP = 0, 1, 2, 3, 4
+NUM_TASKS, ACTIVATION_BYTES, GRADIENT_BYTES, SYNC_BYTES, NUM_BACKWARD, NUM_UPDATES = 5, 6, 7, 8, 9, 10
+NUM_TOTALS = 11
 
 # Columns of `Workspace.deliveries`.
 BOX, NEXT, NUM_READERS, NUM_GRADIENTS = 0, 1, 2, 3
 FIRST, LAST, KEEPER, FIRST_GRADIENT, LAST_GRADIENT = 4, 5, 6, 7, 8
-BYTES, SOURCE, TARGET, PART, TASK = 9, 10, 11, 12, 13
-NUM_COLUMNS = 14
+BYTES, SOURCE, TARGET, PART = 9, 10, 11, 12
+NUM_COLUMNS = 13
+
+# Columns of `Workspace.holds`.
+KIND, DEVICE, FIRST_STEP, END_STEP, HELD_BYTES = 0, 1, 2, 3, 4
+NUM_HOLD_COLUMNS = 5
 
 
 def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
     """A layout that no strategy is in yet, with room for `room` tasks of each operator."""
     n, e = graph.num_operators, len(graph.edge_consumer)
     return Layout(
+        pattern=np.full(n, -1, np.int64),
         num_parts=np.zeros(n, np.int64),
         part_base=np.zeros(n, np.int64),
         output_base=np.zeros(n, np.int64),
@@ -175,9 +233,9 @@ def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
 
 def empty_plans(room: int) -> Plans:
     """Plans with room for `room` plans, holders and links."""
-    integers = [np.zeros(room, np.int64) for _ in range(8)]
+    integers = [np.zeros(room, np.int64) for _ in range(7)]
     return Plans(
-        cursor=np.zeros(3, np.int64),
+        cursor=np.zeros(4, np.int64),
         time_s=np.zeros(room, np.float64),
         holder_begin=integers[0],
         num_holders=integers[1],
@@ -187,38 +245,68 @@ def empty_plans(room: int) -> Plans:
         num_links=integers[5],
         links=integers[6],
         busy_s=np.zeros(room, np.float64),
-        task=integers[7],
     )
 
 
-def empty_workspace(graph: GraphTables, num_devices: int, num_ids: int, num_edges: int) -> Workspace:
-    """A workspace with room for so many ids and edges."""
-    n = graph.num_operators
+def empty_workspace(graph: GraphTables, blocks: Blocks, num_devices: int, most_pairs: int) -> Workspace:
+    """A workspace for `blocks`.
+
+    Args:
+        graph: The graph.
+        blocks: Where the blocks are.
+        num_devices: Number of devices.
+        most_pairs: Largest number of pairs that the edges of one operator's outputs may have.
+    """
+    n, num_groups = graph.num_operators, len(blocks.sync_begin) - 1
+    half = int(blocks.id_begin[-1])
+    update_id = 2 * half + 1 + int(blocks.sync_begin[-1])
+    num_ids = update_id + num_devices
+    rows = [np.zeros(num_ids, np.int64) for _ in range(6)]
+    times = [np.zeros(num_ids, np.float64) for _ in range(2)]
+    totals = np.zeros(NUM_TOTALS, np.int64)
+    totals[HALF], totals[SYNC_ID], totals[UPDATE_ID], totals[NUM_IDS] = half, 2 * half + 1, update_id, num_ids
     return Workspace(
-        forward_id=np.zeros(n, np.int64),
-        delivery_id=np.zeros(n, np.int64),
+        entered=np.zeros(n, np.int64),
+        group_entered=np.zeros(num_groups, np.int64),
         num_deliveries=np.zeros(n, np.int64),
-        in_degree=np.zeros(num_ids, np.int64),
-        out_degree=np.zeros(num_ids, np.int64),
-        successor_begin=np.zeros(num_ids, np.int64),
-        successor_end=np.zeros(num_ids, np.int64),
-        resource=np.zeros(num_ids, np.int64),
-        num_bytes=np.zeros(num_ids, np.int64),
+        num_holds=np.zeros(n, np.int64),
+        num_sync=np.zeros(num_groups, np.int64),
+        operator_totals=np.zeros((n, 3), np.int64),
+        group_bytes=np.zeros(num_groups, np.int64),
+        need=rows[0],
+        successor_begin=rows[1],
+        successor_end=rows[2],
+        resource=rows[3],
+        num_bytes=rows[4],
         origin=np.zeros(num_ids, np.int64),
-        duration_s=np.zeros(num_ids, np.float64),
-        ready_s=np.zeros(num_ids, np.float64),
+        after_barrier=np.zeros(num_ids, np.int64),
+        waiting=rows[5],
+        duration_s=times[0],
+        ready_s=times[1],
         start_s=np.zeros(num_ids, np.float64),
         finish_s=np.zeros(num_ids, np.float64),
-        successors=np.zeros(num_edges, np.int64),
-        mirrored=np.zeros(num_edges, np.int64),
-        deliveries=np.zeros((num_edges, NUM_COLUMNS), np.int64),
-        readings=np.zeros((num_edges, 2), np.int64),
+        successors=np.zeros(int(blocks.barrier_begin[-1]), np.int64),
+        via=np.zeros(int(blocks.via_begin[-1]), np.int64),
+        wait=np.zeros(int(blocks.wait_begin[-1]), np.int64),
+        holds=np.zeros((int(blocks.hold_begin[-1]), NUM_HOLD_COLUMNS), np.int64),
+        deliveries=np.zeros((most_pairs, NUM_COLUMNS), np.int64),
+        readings=np.zeros((most_pairs, 2), np.int64),
         slot=np.zeros(num_devices, np.int64),
         slot_stamp=np.zeros(num_devices, np.int64),
-        contribution_source=np.zeros(num_edges, np.int64),
-        contribution_target=np.zeros(num_edges, np.int64),
+        mark=np.zeros(n, np.int64),
+        group_mark=np.zeros(num_groups, np.int64),
+        listed=np.zeros((3, n), np.int64),
+        listed_groups=np.zeros(num_groups, np.int64),
         memory_bytes=np.zeros((2, 2 * n + 1, num_devices), np.int64),
         held_bytes=np.zeros((2, num_devices), np.int64),
         update_s=np.zeros(num_devices, np.float64),
-        totals=np.zeros(NUM_TOTALS, np.int64),
+        load_s=np.zeros(num_devices, np.float64),
+        totals=totals,
     )
+
+
+def _cache_lines(num_rows: int) -> IntArray:
+    """Rows of eight numbers, each in a cache line of its own."""
+    room = np.zeros(8 * num_rows + 8, np.int64)
+    first = -(room.ctypes.data // 8) % 8
+    return room[first : first + 8 * num_rows].reshape(num_rows, 8)

@@ -1,4 +1,4 @@
-"""Assembles the synchronization of gradients and the optimizer's updates.
+"""Enters the blocks of synchronization groups and the optimizer's updates into the task graph.
 
 Each cell of parameters whose gradient several devices hold a summand of is one all-reduce over its holders,
 once all tasks that contribute are done. Under the paper's assumptions it is transfers instead: every other
@@ -14,13 +14,13 @@ from soaprl.simulator.collectives import holder_of
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     HALF,
-    NUM_CONTRIBUTIONS,
-    NUM_EDGES,
-    NUM_SYNC,
+    NUM_BACKWARD,
     NUM_TASKS,
+    NUM_UPDATES,
     SYNC_BYTES,
     SYNC_ID,
     UPDATE_ID,
+    Blocks,
     Layout,
     Plans,
     Workspace,
@@ -29,136 +29,174 @@ from soaprl.simulator.tables import GraphTables
 
 
 @inner_kernel
-def link_synchronization(
+def leave_group(
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
+    plans: Plans,
+    blocks: Blocks,
+    work: Workspace,
+    g: int,
+) -> None:
+    """Takes away what a group's block adds to updates, memory and totals."""
+    if work.group_entered[g] == 0:
+        return
+    work.group_entered[g] = 0
+    _hold_cells(pools, layout, tables, plans, work, g, -1)
+    _count_updates(pools, layout, blocks, work, g, -1)
+    work.totals[NUM_TASKS] -= work.num_sync[g]
+    work.totals[SYNC_BYTES] -= work.group_bytes[g]
+
+
+@inner_kernel
+def enter_group(
     graph: GraphTables,
     pools: PatternPools,
     layout: Layout,
     tables: ClusterTables,
     plans: Plans,
+    blocks: Blocks,
     work: Workspace,
+    g: int,
     paper: bool,
     overlap: bool,
 ) -> None:
-    """Enters all that comes after the backward pass."""
-    totals, in_degree, out_degree, slot = work.totals, work.in_degree, work.out_degree, work.slot
-    source, target, first_holder = work.contribution_source, work.contribution_target, plans.holder_begin
-    cover_reader, cover_part, contributes = pools.cover_reader, pools.cover_part, pools.cover_contributes
-    cover_begin, trainable, num_holders = pools.cover_begin, pools.cell_trainable, plans.num_holders
-    devices, forward_id, readers = layout.devices, work.forward_id, graph.reader_operator
-    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
-    reader_begin, holders, plan_task = graph.reader_begin, plans.holders, plans.task
-    update_id, mirror = totals[UPDATE_ID], 2 * totals[HALF] - 1
-    in_degree[update_id : update_id + tables.num_devices] = 0
-    if not overlap:
-        _enter_barrier(graph, layout, work)
-    _hold_cells(pools, layout, tables, plans, work)
-    if not paper:
-        _enter_all_reduces(pools, layout, tables, plans, work, overlap)
-    for g in range(len(cell_begin)):
-        for cell in range(cell_begin[g], cell_end[g]):
-            plan = plan_begin[g] + cell - cell_begin[g]
-            if not trainable[cell]:
-                continue
-            count = num_holders[plan]
-            if count == 1:
-                slot[holders[first_holder[plan]]] = update_id + holders[first_holder[plan]]
-            elif paper:
-                _enter_exchange(graph, pools, layout, tables, plans, work, g, cell, plan, overlap)
-            if not overlap and count > 1:
-                continue
-            i = totals[NUM_CONTRIBUTIONS]
-            for c in range(cover_begin[cell], cover_begin[cell + 1]):
-                if contributes[c]:
-                    operator, part = readers[reader_begin[g] + cover_reader[c]], cover_part[c]
-                    task, waiting = forward_id[operator] + part, plan_task[plan]
-                    if count == 1 or paper:
-                        waiting = slot[devices[operator, part]]
-                    source[i], target[i] = mirror - task, waiting
-                    out_degree[task] += 1
-                    in_degree[waiting] += 1
-                    i += 1
-            totals[NUM_CONTRIBUTIONS] = i
-    _enter_updates(tables, work)
-    if not overlap:
-        _link_barrier(work)
+    """Fills the block of a group, whose cells are planned."""
+    work.num_sync[g], work.group_bytes[g] = 0, 0
+    edge = blocks.sync_out_begin[g]
+    first, begin = pools.cover_begin[layout.cell_begin[g]], blocks.wait_begin[g]
+    for cell in range(layout.cell_begin[g], layout.cell_end[g]):
+        plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
+        count = plans.num_holders[plan]
+        if pools.cell_trainable[cell] == 0:
+            for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
+                work.wait[begin + c - first] = -1
+            continue
+        waiting = -1
+        if count == 1:
+            waiting = work.totals[UPDATE_ID] + plans.holders[plans.holder_begin[plan]]
+        elif paper:
+            edge = _enter_exchange(graph, pools, layout, tables, plans, blocks, work, g, cell, edge, overlap)
+        else:
+            waiting = work.totals[SYNC_ID] + blocks.sync_begin[g] + work.num_sync[g]
+            edge = _enter_all_reduce(pools, tables, plans, blocks, work, g, cell, plan, edge, overlap)
+        for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
+            target = waiting if waiting >= 0 else work.slot[holder_of(graph, pools, layout, g, c)]
+            if pools.cover_contributes[c] == 0 or (not overlap and count > 1):
+                target = -1
+            work.wait[begin + c - first] = target
+            if target >= 0 and count > 1:
+                work.need[target] += 1
+    work.group_entered[g] = 1
+    _hold_cells(pools, layout, tables, plans, work, g, 1)
+    _count_updates(pools, layout, blocks, work, g, 1)
+    work.totals[NUM_TASKS] += work.num_sync[g]
+    work.totals[SYNC_BYTES] += work.group_bytes[g]
 
 
 @inner_kernel
 def _hold_cells(
-    pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace
+    pools: PatternPools,
+    layout: Layout,
+    tables: ClusterTables,
+    plans: Plans,
+    work: Workspace,
+    g: int,
+    sign: int,
 ) -> None:
-    """Adds the memory and update time of all cells to their holders."""
-    held, update_s, device_type, num_types = (
-        work.held_bytes,
-        work.update_s,
-        tables.device_type,
-        pools.num_types,
-    )
-    sizes, trainable, cell_update_s = pools.cell_bytes, pools.cell_trainable, pools.cell_update_s
-    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
-    holders, first, count = plans.holders, plans.holder_begin, plans.num_holders
-    for g in range(len(cell_begin)):
-        for cell in range(cell_begin[g], cell_end[g]):
-            plan = plan_begin[g] + cell - cell_begin[g]
-            size, trained = sizes[cell], sizes[cell] * trainable[cell]
-            for i in range(first[plan], first[plan] + count[plan]):
-                device = holders[i]
-                held[0, device] += size
-                held[1, device] += trained
-                update_s[device] += cell_update_s[cell * num_types + device_type[device]]
+    """Adds (or takes away) the memory and update time of a group's cells on their holders."""
+    held, update_s, device_type = work.held_bytes, work.update_s, tables.device_type
+    for cell in range(layout.cell_begin[g], layout.cell_end[g]):
+        plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
+        size = sign * pools.cell_bytes[cell]
+        trained = size * pools.cell_trainable[cell]
+        first = plans.holder_begin[plan]
+        for i in range(first, first + plans.num_holders[plan]):
+            device = plans.holders[i]
+            held[0, device] += size
+            held[1, device] += trained
+            update_s[device] += sign * pools.cell_update_s[cell * pools.num_types + device_type[device]]
 
 
 @inner_kernel
-def _enter_all_reduces(
-    pools: PatternPools, layout: Layout, tables: ClusterTables, plans: Plans, work: Workspace, overlap: bool
+def _count_updates(
+    pools: PatternPools, layout: Layout, blocks: Blocks, work: Workspace, g: int, sign: int
 ) -> None:
-    """The collectives, and that updates wait for them."""
-    totals, in_degree, out_degree, ready_s = work.totals, work.in_degree, work.out_degree, work.ready_s
-    resource, duration_s, num_bytes, origin = work.resource, work.duration_s, work.num_bytes, work.origin
-    begins, ends, successors = work.successor_begin, work.successor_end, work.successors
-    sizes, trainable, time_s = pools.cell_bytes, pools.cell_trainable, plans.time_s
-    cell_begin, cell_end, plan_begin = layout.cell_begin, layout.cell_end, layout.plan_begin
-    holders, first, count, plan_task = plans.holders, plans.holder_begin, plans.num_holders, plans.task
-    update_id, first_plan = totals[UPDATE_ID], tables.num_devices * (tables.num_devices + 1)
-    task, edge = totals[SYNC_ID], totals[NUM_EDGES]
-    for g in range(len(cell_begin)):
-        for cell in range(cell_begin[g], cell_end[g]):
-            plan = plan_begin[g] + cell - cell_begin[g]
-            if not trainable[cell] or count[plan] == 1:
-                continue
-            resource[task], duration_s[task], num_bytes[task] = first_plan + plan, time_s[plan], sizes[cell]
-            ready_s[task], origin[task], plan_task[plan] = 0.0, plan, task
-            waits = 0 if overlap else 1
-            in_degree[task], out_degree[task] = waits, waits
-            begins[task] = edge
-            for i in range(first[plan], first[plan] + count[plan]):
-                successors[edge] = update_id + holders[i]
-                in_degree[update_id + holders[i]] += 1
-                edge += 1
-            ends[task] = edge
-            totals[SYNC_BYTES] += 2 * (count[plan] - 1) * sizes[cell]
-            task += 1
-    totals[NUM_SYNC] = task - totals[SYNC_ID]
-    totals[NUM_TASKS] += totals[NUM_SYNC]
-    totals[NUM_EDGES] = edge
+    """Adds (or takes away) what the updates wait for in a group."""
+    need, update_id = work.need, work.totals[UPDATE_ID]
+    first = work.totals[SYNC_ID] + blocks.sync_begin[g]
+    for task in range(first, first + work.num_sync[g]):
+        for edge in range(work.successor_begin[task], work.successor_end[task]):
+            if work.successors[edge] >= update_id:
+                need[work.successors[edge]] += sign
+    num_covers = pools.cover_begin[layout.cell_end[g]] - pools.cover_begin[layout.cell_begin[g]]
+    for i in range(blocks.wait_begin[g], blocks.wait_begin[g] + num_covers):
+        if work.wait[i] >= update_id:
+            need[work.wait[i]] += sign
 
 
 @inner_kernel
-def _next_sync(work: Workspace, plan: int, resource: int, duration_s: float, num_bytes: int) -> int:
+def _next_sync(
+    blocks: Blocks,
+    work: Workspace,
+    g: int,
+    plan: int,
+    resource: int,
+    duration_s: float,
+    num_bytes: int,
+    edge: int,
+) -> int:
     """Enters a synchronization task without successors, which waits for nothing yet."""
-    task = int(work.totals[SYNC_ID] + work.totals[NUM_SYNC])
-    work.totals[NUM_SYNC] += 1
-    work.totals[NUM_TASKS] += 1
+    task = int(work.totals[SYNC_ID] + blocks.sync_begin[g] + work.num_sync[g])
+    work.num_sync[g] += 1
     work.resource[task] = resource
     work.duration_s[task] = duration_s
     work.num_bytes[task] = num_bytes
-    work.ready_s[task] = 0.0
-    work.in_degree[task] = 0
-    work.out_degree[task] = 0
+    work.need[task] = 0
+    work.after_barrier[task] = 0
     work.origin[task] = plan
-    work.successor_begin[task] = work.totals[NUM_EDGES]
-    work.successor_end[task] = work.totals[NUM_EDGES]
+    work.successor_begin[task] = edge
+    work.successor_end[task] = edge
     return task
+
+
+@inner_kernel
+def _then(work: Workspace, task: int, successor: int, edge: int) -> int:
+    """Adds a successor to the task that got the last one; returns the next free place."""
+    work.successors[edge] = successor
+    work.successor_end[task] = edge + 1
+    return edge + 1
+
+
+@inner_kernel
+def _wait_for_barrier(work: Workspace, task: int, overlap: bool) -> None:
+    if not overlap:
+        work.after_barrier[task] = 1
+        work.need[task] += 1
+
+
+@inner_kernel
+def _enter_all_reduce(
+    pools: PatternPools,
+    tables: ClusterTables,
+    plans: Plans,
+    blocks: Blocks,
+    work: Workspace,
+    g: int,
+    cell: int,
+    plan: int,
+    edge: int,
+    overlap: bool,
+) -> int:
+    """The collective of a cell, and that updates wait for it; returns the next free successor."""
+    size, count, update_id = pools.cell_bytes[cell], plans.num_holders[plan], work.totals[UPDATE_ID]
+    resource = tables.num_devices * (tables.num_devices + 1) + plan
+    task = _next_sync(blocks, work, g, plan, resource, plans.time_s[plan], size, edge)
+    _wait_for_barrier(work, task, overlap)
+    for i in range(plans.holder_begin[plan], plans.holder_begin[plan] + count):
+        edge = _then(work, task, update_id + plans.holders[i], edge)
+    work.group_bytes[g] += 2 * (count - 1) * size
+    return edge
 
 
 @inner_kernel
@@ -168,120 +206,106 @@ def _enter_exchange(
     layout: Layout,
     tables: ClusterTables,
     plans: Plans,
+    blocks: Blocks,
     work: Workspace,
     g: int,
     cell: int,
-    plan: int,
+    edge: int,
     overlap: bool,
-) -> None:
-    """Transfers to the root and back; `slot` of each contributing holder names what waits for it.
+) -> int:
+    """Transfers to the root and back; returns the next free successor.
 
-    Ids: the transfers to the root by holder, the join, the transfers back by holder.
+    `slot` of each contributing holder then names what waits for it. Ids: the transfers to the root by
+    holder, the join, the transfers back by holder.
     """
-    totals, slot, in_degree = work.totals, work.slot, work.in_degree
-    holders = plans.holders[plans.holder_begin[plan] : plans.holder_begin[plan] + plans.num_holders[plan]]
-    root, size = plans.root[plan], pools.cell_bytes[cell]
-    for device in holders:
-        slot[device] = 0
+    slot, update_id, size = work.slot, work.totals[UPDATE_ID], pools.cell_bytes[cell]
+    plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
+    root, first, count = plans.root[plan], plans.holder_begin[plan], plans.num_holders[plan]
+    for i in range(first, first + count):
+        slot[plans.holders[i]] = 0
     for c in range(pools.cover_begin[cell], pools.cover_begin[cell + 1]):
         if pools.cover_contributes[c]:
             slot[holder_of(graph, pools, layout, g, c)] = 1
     slot[root] = 0
     num_senders = 0
-    for device in holders:
-        num_senders += slot[device]
-    join = totals[SYNC_ID] + totals[NUM_SYNC] + num_senders
-    for device in holders:
+    for i in range(first, first + count):
+        num_senders += slot[plans.holders[i]]
+    join = work.totals[SYNC_ID] + blocks.sync_begin[g] + work.num_sync[g] + num_senders
+    for i in range(first, first + count):
+        device = plans.holders[i]
         if slot[device] == 1:
-            slot[device] = _enter_transfer(tables, work, plan, device, root, size)
-            _then(work, slot[device], join)
-            if not overlap:
-                work.out_degree[slot[device]], in_degree[slot[device]] = 1, 1
-    _next_sync(work, plan, -1, 0.0, 0)
-    in_degree[join] = num_senders
+            slot[device] = _enter_transfer(tables, blocks, work, g, plan, device, root, size, edge)
+            edge = _then(work, slot[device], join, edge)
+            _wait_for_barrier(work, slot[device], overlap)
+    _next_sync(blocks, work, g, plan, -1, 0.0, 0, edge)
+    work.need[join] = num_senders
     slot[root] = join
-    if not overlap:
-        work.out_degree[join] = 1
-        in_degree[join] += 1
-    _then(work, join, totals[UPDATE_ID] + root)
-    in_degree[totals[UPDATE_ID] + root] += 1
-    for k in range(1, len(holders)):
-        _then(work, join, join + k)
-    for device in holders:
+    _wait_for_barrier(work, join, overlap)
+    edge = _then(work, join, update_id + root, edge)
+    for k in range(1, count):
+        edge = _then(work, join, join + k, edge)
+    for i in range(first, first + count):
+        device = plans.holders[i]
         if device != root:
-            task = _enter_transfer(tables, work, plan, root, device, size)
-            in_degree[task] = 1
-            _then(work, task, totals[UPDATE_ID] + device)
-            in_degree[totals[UPDATE_ID] + device] += 1
-
-
-@inner_kernel
-def _then(work: Workspace, task: int, successor: int) -> None:
-    """Adds a successor to the task that got the last one."""
-    edge = work.totals[NUM_EDGES]
-    work.successors[edge] = successor
-    work.totals[NUM_EDGES] = edge + 1
-    work.successor_end[task] = edge + 1
+            task = _enter_transfer(tables, blocks, work, g, plan, root, device, size, edge)
+            work.need[task] = 1
+            edge = _then(work, task, update_id + device, edge)
+    return edge
 
 
 @inner_kernel
 def _enter_transfer(
-    tables: ClusterTables, work: Workspace, plan: int, source: int, target: int, num_bytes: int
+    tables: ClusterTables,
+    blocks: Blocks,
+    work: Workspace,
+    g: int,
+    plan: int,
+    source: int,
+    target: int,
+    num_bytes: int,
+    edge: int,
 ) -> int:
     """Enters a transfer of synchronization."""
     route = source * tables.num_devices + target
     time_s = in_ticks(tables.route_latency_s[route] + num_bytes / tables.route_bandwidth_bytes_per_s[route])
-    work.totals[SYNC_BYTES] += num_bytes
-    return _next_sync(work, plan, tables.num_devices + route, time_s, num_bytes)
+    work.group_bytes[g] += num_bytes
+    return _next_sync(blocks, work, g, plan, tables.num_devices + route, time_s, num_bytes, edge)
 
 
 @inner_kernel
-def _enter_updates(tables: ClusterTables, work: Workspace) -> None:
-    """Completes the updates that something was found to precede."""
+def enter_updates(tables: ClusterTables, work: Workspace) -> None:
+    """Completes the updates that something precedes."""
+    work.totals[NUM_TASKS] -= work.totals[NUM_UPDATES]
+    work.totals[NUM_UPDATES] = 0
     for device in range(tables.num_devices):
         task = work.totals[UPDATE_ID] + device
-        if work.in_degree[task] > 0:
-            work.resource[task] = device
-            work.duration_s[task] = work.update_s[device]
-            work.num_bytes[task] = 0
-            work.ready_s[task] = 0.0
-            work.successor_begin[task] = 0
-            work.successor_end[task] = 0
-            work.totals[NUM_TASKS] += 1
+        work.resource[task] = device
+        work.duration_s[task] = work.update_s[device]
+        work.num_bytes[task] = 0
+        work.successor_begin[task] = 0
+        work.successor_end[task] = 0
+        if work.need[task] > 0:
+            work.totals[NUM_UPDATES] += 1
+    work.totals[NUM_TASKS] += work.totals[NUM_UPDATES]
 
 
 @inner_kernel
-def _enter_barrier(graph: GraphTables, layout: Layout, work: Workspace) -> None:
-    """A task without duration after all backward tasks."""
-    if not graph.has_backward.any():
-        return
-    barrier, mirror = work.totals[SYNC_ID] - 1, 2 * work.totals[HALF] - 1
-    source, target, out_degree = work.contribution_source, work.contribution_target, work.out_degree
+def enter_barrier(blocks: Blocks, work: Workspace) -> None:
+    """The task without duration after all backward tasks: the start of synchronization, if it must not overlap."""
+    barrier, first, edge = 2 * work.totals[HALF], work.totals[SYNC_ID], blocks.barrier_begin[0]
     work.resource[barrier] = -1
     work.duration_s[barrier] = 0.0
     work.num_bytes[barrier] = 0
-    work.ready_s[barrier] = 0.0
-    i = 0
-    for o in range(graph.num_operators):
-        if graph.has_backward[o]:
-            for task in range(work.forward_id[o], work.forward_id[o] + layout.num_parts[o]):
-                source[i], target[i] = mirror - task, barrier
-                out_degree[task] += 1
-                i += 1
-    work.in_degree[barrier] = i
-    work.totals[NUM_CONTRIBUTIONS] = i
-    work.totals[NUM_TASKS] += 1
-
-
-@inner_kernel
-def _link_barrier(work: Workspace) -> None:
-    """Enters the successors of the barrier: the tasks that start a synchronization."""
-    barrier, first = work.totals[SYNC_ID] - 1, work.totals[SYNC_ID]
-    edge = work.totals[NUM_EDGES]
+    if work.need[barrier] > 0:
+        work.totals[NUM_TASKS] -= 1
+    work.need[barrier] = work.totals[NUM_BACKWARD]
+    if work.need[barrier] > 0:
+        work.totals[NUM_TASKS] += 1
     work.successor_begin[barrier] = edge
-    for task in range(first, first + work.totals[NUM_SYNC]):
-        if work.out_degree[task] == 1:
-            work.successors[edge] = task
-            edge += 1
+    for g in range(len(work.num_sync)):
+        begin = first + blocks.sync_begin[g]
+        for task in range(begin, begin + work.num_sync[g]):
+            if work.after_barrier[task]:
+                work.successors[edge] = task
+                edge += 1
     work.successor_end[barrier] = edge
-    work.totals[NUM_EDGES] = edge

@@ -9,8 +9,8 @@ from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel
 from soaprl.cost.ticks import all_in_ticks
 from soaprl.graph.operators import OperatorGraph
-from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.state import HALF, NUM_EDGES, NUM_SYNC, SYNC_ID, UPDATE_ID
+from soaprl.simulator.engine import Engine
+from soaprl.simulator.state import HALF, SYNC_ID, UPDATE_ID
 
 
 class TaskKind(IntEnum):
@@ -95,41 +95,35 @@ class Dependencies:
     after: IntArray
 
 
-def task_ids(simulator: Simulator) -> IntArray:
-    """Ids of the tasks of the strategy simulated last, ascending."""
-    work, layout = simulator.work, simulator.layout
-    half = int(work.totals[HALF])
-    # By successor: how many before it return a gradient.
-    flows = np.concatenate([[0], np.cumsum(work.mirrored[: work.totals[NUM_EDGES]])])
-    forward, backward = [], []
-    for o in range(simulator.graph.num_operators):
-        first, first_delivery = int(work.forward_id[o]), int(work.delivery_id[o])
-        parts = np.arange(first, first + layout.num_parts[o], dtype=np.int64)
-        deliveries = np.arange(first_delivery, first_delivery + work.num_deliveries[o], dtype=np.int64)
-        forward += [parts, deliveries]
-        if simulator.graph.has_backward[o]:
-            backward.append(2 * half - 1 - parts)
-        gradients = flows[work.successor_end[deliveries]] - flows[work.successor_begin[deliveries]]
-        backward.append(2 * half - 1 - deliveries[gradients > 0])
-    first_sync, first_update = int(work.totals[SYNC_ID]), int(work.totals[UPDATE_ID])
-    updates = np.arange(first_update, first_update + simulator.tables.num_devices, dtype=np.int64)
+def task_ids(engine: Engine) -> IntArray:
+    """Ids of the tasks of the strategy at hand, ascending."""
+    graph, tables = engine.graph, engine.setting.graph
+    work, layout, blocks = graph.work, graph.layout, graph.blocks
+    half, first_sync = int(work.totals[HALF]), int(work.totals[SYNC_ID])
+    parts = _ranges(blocks.id_begin[:-1], layout.num_parts)
+    deliveries = _ranges(blocks.id_begin[:-1] + layout.num_parts, work.num_deliveries)
+    back = 2 * half - 1 - _ranges(blocks.id_begin[:-1], layout.num_parts * tables.has_backward)
+    gradients = 2 * half - 1 - deliveries
+    sync = _ranges(first_sync + blocks.sync_begin[:-1], work.num_sync)
+    updates = np.arange(work.totals[UPDATE_ID], len(work.need), dtype=np.int64)
+    barrier = np.array([2 * half], np.int64)
     rest = [
-        np.arange(first_sync, first_sync + work.totals[NUM_SYNC], dtype=np.int64),
-        updates[work.held_bytes[1] > 0],
+        gradients[work.need[gradients] > 0],
+        updates[work.need[updates] > 0],
+        barrier[work.need[barrier] > 0],
     ]
-    if not simulator.problem.options.overlap_synchronization and simulator.graph.has_backward.any():
-        rest.append(np.array([2 * half], np.int64))
-    return np.sort(np.concatenate([*forward, *backward, *rest]))
+    return np.sort(np.concatenate([parts, deliveries, back, sync, *rest]))
 
 
-def timeline(simulator: Simulator, ids: IntArray) -> Timeline:
+def timeline(engine: Engine, ids: IntArray) -> Timeline:
     """The tasks with `ids`."""
-    work, num_devices = simulator.work, simulator.tables.num_devices
+    work, blocks, num_devices = engine.graph.work, engine.graph.blocks, engine.tables.num_devices
     half = int(work.totals[HALF])
     mirrored = np.where(ids < half, ids, 2 * half - 1 - ids)
-    operator = np.searchsorted(work.forward_id, mirrored, side="right") - 1
-    transfer = mirrored >= work.delivery_id[operator]
-    part = np.where(transfer, work.origin[ids], mirrored - work.forward_id[operator])
+    operator = np.searchsorted(blocks.id_begin[:-1], mirrored, side="right") - 1
+    place = mirrored - blocks.id_begin[operator]
+    transfer = place >= engine.graph.layout.num_parts[operator]
+    part = np.where(transfer, work.origin[ids], place)
     kind = np.where(transfer, TaskKind.TRANSFER, TaskKind.FORWARD)
     kind = np.where(ids >= half, kind + 2, kind).astype(np.int64)
     resource = work.resource[ids]
@@ -138,7 +132,7 @@ def timeline(simulator: Simulator, ids: IntArray) -> Timeline:
     kind[update] = TaskKind.UPDATE
     operator[sync], part[sync] = -1, -1
     synchronizes = kind == TaskKind.SYNCHRONIZATION
-    operator[synchronizes] = _first_readers(simulator)[work.origin[ids[synchronizes]]]
+    operator[synchronizes] = _first_readers(engine)[work.origin[ids[synchronizes]]]
     route = resource - num_devices
     on_route = (route >= 0) & (route < num_devices * num_devices)
     on_device = (resource >= 0) & (resource < num_devices)
@@ -156,18 +150,18 @@ def timeline(simulator: Simulator, ids: IntArray) -> Timeline:
     )
 
 
-def dependencies(simulator: Simulator, ids: IntArray) -> Dependencies:
+def dependencies(engine: Engine, ids: IntArray) -> Dependencies:
     """The edges between the tasks with `ids`."""
-    work = simulator.work
+    work = engine.graph.work
     counts = work.successor_end[ids] - work.successor_begin[ids]
     before = np.repeat(np.arange(len(ids), dtype=np.int64), counts)
     positions = _ranges(work.successor_begin[ids], counts)
     return Dependencies(before=before, after=np.searchsorted(ids, work.successors[positions]))
 
 
-def occupations(simulator: Simulator, tasks: Timeline) -> Occupations:
+def occupations(engine: Engine, tasks: Timeline) -> Occupations:
     """How the tasks occupy links."""
-    tables, plans = simulator.tables, simulator.plans
+    tables, plans = engine.tables, engine.graph.plans
     num_devices = tables.num_devices
     route = tasks.resource - num_devices
     transfers = np.flatnonzero((route >= 0) & (route < num_devices * num_devices))
@@ -254,11 +248,11 @@ def _blame_resources(
             link_user[link] = task
 
 
-def _first_readers(simulator: Simulator) -> IntArray:
+def _first_readers(engine: Engine) -> IntArray:
     """The first reading operator by plan."""
-    layout = simulator.layout
-    readers = np.zeros(len(simulator.plans.time_s), np.int64)
-    for number, group in enumerate(simulator.index.groups):
+    layout = engine.graph.layout
+    readers = np.zeros(len(engine.graph.plans.time_s), np.int64)
+    for number, group in enumerate(engine.index.groups):
         first = layout.plan_begin[number]
         readers[first : first + layout.cell_end[number] - layout.cell_begin[number]] = group.readers[0]
     return readers
