@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import ceil, log2
 
 import numpy as np
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 
 from soaprl.cluster.cluster import Cluster, Device
 from soaprl.cluster.devices import device_type
+from soaprl.cluster.grouping import hub_routes
 from soaprl.cluster.presets import cluster_from_name
-from soaprl.cluster.tables import ClusterTables, cluster_tables
+from soaprl.cluster.tables import ClusterTables, cluster_tables, collective_tables
 from soaprl.cluster.topology import Wire, connect, star
 from soaprl.cost.transfers import (
     ALGORITHMS,
@@ -255,3 +257,22 @@ def test_the_algorithms_of_the_docstring_all_occur() -> None:
 def test_devices_out_of_order_or_twice_are_put_in_order() -> None:
     tables = cluster_tables(cluster_from_name("a100-2x4"))
     assert all_reduce_time(tables, [7, 0, 3, 0], GB) == all_reduce_time(tables, np.array([0, 3, 7]), GB)
+
+
+@pytest.mark.parametrize("name", ["k80-3x8", "p100-4x8", "v100-3x8", "h100-5x3", "cpu-3x5"])
+@pytest.mark.parametrize("paper", [False, True])
+def test_collectives_need_no_table_of_all_routes(name: str, paper: bool) -> None:
+    cluster = cluster_from_name(name)
+    routes = hub_routes(cluster.devices, cluster.links, "fabric")
+    assert routes is not None
+    table = cluster_tables(cluster, paper=paper)
+    hub = collective_tables(replace(cluster, routes=routes), paper=paper)
+    rng, algorithms = np.random.default_rng(0), set()
+    for _ in range(100):
+        members = rng.permutation(cluster.num_devices)[: rng.integers(1, cluster.num_devices + 1)].tolist()
+        num_bytes = int(rng.integers(0, 10 ** rng.integers(1, 9)))
+        for collective in (all_reduce_time, all_gather_time, all_to_all_time):
+            expected = collective(table, members, num_bytes)
+            assert collective(hub, members, num_bytes) == expected
+            algorithms.add(expected.algorithm)
+    assert {"ring", "tree", "pairwise"} <= algorithms or paper
