@@ -46,12 +46,16 @@ class EvolutionSettings:
         tournament: Members of whom the best becomes a parent.
         crossover: Probability that a child has two parents.
         initial_mutation: Share of the operators that the first members differ in from a start, at most.
+
+    Populations of 16 and 32 and initial mutations of 0.05 to 0.2 were tried on RNNTC, NMT and AlexNet on
+    ``p100-4x4`` with the paper's assumptions, 15,000 evaluations and two seeds: they differ by less than two
+    seeds do, but for NMT, which 32 and 0.05 served best.
     """
 
     population: int = 32
     tournament: int = 3
     crossover: float = 0.5
-    initial_mutation: float = 0.2
+    initial_mutation: float = 0.05
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.tournament < 1:
