@@ -352,6 +352,31 @@ def all_reduce(
 
 
 @filling_kernel
+def given_all_reduce(
+    tables: ClusterTables, members: IntArray, num_bytes: int, links: IntArray, busy_s: FloatArray
+) -> tuple[float, int]:
+    """Like `all_reduce` over all of `members`, looked up among those that are given with the cluster.
+
+    It must be among them: whoever gives some gives all. Returns seconds and number of links.
+    """
+    given, given_s = tables.given, tables.given_s
+    for k in range(given[0]):
+        at = 1 + 5 * k
+        first, link, count = given[at + 1], given[at + 3], given[at + 4]
+        if given[at] != len(members) or given[at + 2] != num_bytes:
+            continue
+        same = True
+        for i in range(len(members)):
+            same = same and given[first + i] == members[i]
+        if same:
+            for i in range(count):
+                links[i] = given[link + i]
+                busy_s[i] = given_s[link + i]
+            return given_s[at], count
+    assert False, "an all-reduce is not among those given with the cluster"  # noqa: B011, PT015
+
+
+@filling_kernel
 def all_gather(
     tables: ClusterTables,
     scratch: CollectiveScratch,
