@@ -88,6 +88,11 @@ def starts_for(problem: Problem, start: Strategy | None) -> tuple[tuple[str, Str
     return ((f"strategy {digest[:16]}", start),)
 
 
+def refusal_prefix(method: str) -> str:
+    """How the message begins with which a method says that it does not apply."""
+    return f"method {method!r} does not apply: "
+
+
 def _applied(method: str, built: Strategy | Inapplicable) -> Strategy:
     if isinstance(built, Inapplicable):
         raise _refusal(method, built)
@@ -95,4 +100,4 @@ def _applied(method: str, built: Strategy | Inapplicable) -> Strategy:
 
 
 def _refusal(method: str, found: Inapplicable) -> SearchError:
-    return SearchError(f"method {method!r} does not apply: {found.reason}.")
+    return SearchError(f"{refusal_prefix(method)}{found.reason}.")

@@ -10,6 +10,7 @@ from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
 from soaprl.search.experts import (
     expert_starts,
+    refusal_prefix,
     search_gnmt_expert,
     search_megatron,
     search_one_weird_trick,
@@ -280,4 +281,5 @@ def attempt(method: Method | str, task: SearchTask) -> SearchResult | Skipped:
     try:
         return search(chosen, task)
     except (SearchError, StrategyError) as error:
-        return Skipped(method=chosen.name, reason=str(error))
+        refusal = str(error).removeprefix(refusal_prefix(chosen.name))
+        return Skipped(method=chosen.name, reason=refusal)
