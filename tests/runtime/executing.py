@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside
+from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.literals import literal_tensors
 from soaprl.runtime.logical import LogicalRanks
@@ -50,6 +51,7 @@ def execute(
 ) -> tuple[Outcome, Program, LogicalRanks]:
     """Compiles and runs one iteration."""
     program = compile_program(graph, strategy, num_ranks=num_ranks, options=options)
+    check_program(program, graph)
     content = {**literal_tensors(graph), **sources(graph, module, args)}
     ranks = LogicalRanks(graph, program, blocks_of(graph, content))
     written: dict[int, dict[Box, list[tuple[int, Tensor]]]] = defaultdict(lambda: defaultdict(list))
