@@ -4,19 +4,26 @@ The strategies themselves are `soaprl.strategy.experts` and `soaprl.strategy.exp
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+from typing import TypeAlias
 
 from soaprl.errors import SearchError
 from soaprl.search.simple import best_of
 from soaprl.search.stages import model_parallel
-from soaprl.search.task import SearchResult, SearchTask
+from soaprl.search.task import Budget, SearchResult, SearchTask, rank
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.experts import gnmt_expert, one_weird_trick
-from soaprl.strategy.experts_megatron import megatron, megatron_degrees, megatron_within_nodes
+from soaprl.strategy.experts_megatron import megatron, megatron_degrees
 from soaprl.strategy.placing import Inapplicable
 from soaprl.strategy.strategy import Strategy
 from soaprl.strategy.validation import check_strategy
+
+_MEGATRON = "megatron"
+
+NamedExpert: TypeAlias = tuple[str, Callable[[Problem], Strategy | None]]
 
 
 def search_one_weird_trick(task: SearchTask) -> SearchResult:
@@ -36,30 +43,22 @@ def search_megatron(task: SearchTask) -> SearchResult:
     graph, cluster = task.problem.graph, task.problem.cluster
     degrees = megatron_degrees(graph, cluster)
     if isinstance(degrees, Inapplicable):
-        raise _refusal("megatron", degrees)
+        raise _refusal(_MEGATRON, degrees)
     built = (megatron(graph, cluster, tensor_degree=degree) for degree in degrees)
-    return best_of(task, "megatron", tuple(_applied("megatron", strategy) for strategy in built))
+    return best_of(task, _MEGATRON, tuple(_applied(_MEGATRON, strategy) for strategy in built))
 
 
-def expert_starts() -> tuple[tuple[str, Callable[[Problem], Strategy | None]], ...]:
-    """Experts by name: the strategy of each for a problem, or None where it does not apply.
-
-    Megatron's has the largest tensor degree that stays on one node.
-    """
-    builders = {
-        "one-weird-trick": one_weird_trick,
-        "gnmt-expert": gnmt_expert,
-        "megatron": megatron_within_nodes,
+def expert_strategies(problem: Problem) -> tuple[tuple[str, Strategy], ...]:
+    """The experts' strategies that apply to a problem, by name; Megatron's once for each tensor degree."""
+    graph, cluster = problem.graph, problem.cluster
+    built = {
+        "one-weird-trick": one_weird_trick(graph, cluster),
+        "gnmt-expert": gnmt_expert(graph, cluster),
     }
-
-    def start(name: str) -> Callable[[Problem], Strategy | None]:
-        def build(problem: Problem) -> Strategy | None:
-            built = builders[name](problem.graph, problem.cluster)
-            return None if isinstance(built, Inapplicable) else built
-
-        return build
-
-    return tuple((name, start(name)) for name in builders)
+    degrees = megatron_degrees(graph, cluster)
+    for degree in () if isinstance(degrees, Inapplicable) else degrees:
+        built[f"{_MEGATRON}-{degree}"] = megatron(graph, cluster, tensor_degree=degree)
+    return tuple((name, found) for name, found in built.items() if isinstance(found, Strategy))
 
 
 def starting_strategies(problem: Problem) -> tuple[tuple[str, Strategy], ...]:
@@ -68,11 +67,41 @@ def starting_strategies(problem: Problem) -> tuple[tuple[str, Strategy], ...]:
     found: list[tuple[str, Strategy]] = []
     if graph.batch_size >= cluster.num_devices:
         found.append(("data-parallel", data_parallel(graph, cluster)))
-    for name, build in expert_starts():
-        strategy = build(problem)
-        if strategy is not None and all(strategy != other for _, other in found):
+    for name, strategy in expert_strategies(problem):
+        if all(strategy != other for _, other in found):
             found.append((name, strategy))
     return tuple(found) or (("model-parallel", model_parallel(problem)),)
+
+
+def with_experts(
+    task: SearchTask, search: Callable[[SearchTask, Sequence[NamedExpert]], SearchResult]
+) -> SearchResult:
+    """What `search` finds with the experts that apply as further starts.
+
+    Where Megatron has several tensor degrees, they are simulated first and the best one is the start, unless
+    it is 1, data parallelism: a search that shares its budget among its starts would waste it on the others.
+    These evaluations and their time count: they are taken from the budget and added to the result. A budget
+    that is hardly larger leaves Megatron out.
+    """
+    strategies = expert_strategies(task.problem)
+    others = [found for found in strategies if not found[0].startswith(_MEGATRON)]
+    degrees = [found for found in strategies if found[0].startswith(_MEGATRON)]
+    limit = inf if task.budget.evaluations is None else task.budget.evaluations
+    if len(degrees) < 2 or limit <= 2 * len(degrees):
+        return search(task, _as_experts(others))
+    origin_s = task.clock()
+    ranked = [(rank(task.evaluator.evaluate(strategy)), index) for index, (_, strategy) in enumerate(degrees)]
+    spent_s = task.clock() - origin_s
+    best = degrees[min(ranked)[1]]
+    chosen = others if best[0] == f"{_MEGATRON}-1" else [*others, best]
+    found = search(_reduced(task, len(degrees), spent_s), _as_experts(chosen))
+    return replace(
+        found,
+        num_evaluations=found.num_evaluations + len(degrees),
+        search_time_s=found.search_time_s + spent_s,
+        history_evaluations=found.history_evaluations + len(degrees),
+        history_s=found.history_s + spent_s,
+    )
 
 
 def starts_for(problem: Problem, start: Strategy | None) -> tuple[tuple[str, Strategy], ...]:
@@ -91,6 +120,26 @@ def starts_for(problem: Problem, start: Strategy | None) -> tuple[tuple[str, Str
 def refusal_prefix(method: str) -> str:
     """How the message begins with which a method says that it does not apply."""
     return f"method {method!r} does not apply: "
+
+
+def _as_experts(strategies: Sequence[tuple[str, Strategy]]) -> tuple[NamedExpert, ...]:
+    """Strategies as the functions of a problem that Metropolis search takes."""
+
+    def constant(strategy: Strategy) -> Callable[[Problem], Strategy | None]:
+        return lambda problem: strategy
+
+    return tuple((name, constant(strategy)) for name, strategy in strategies)
+
+
+def _reduced(task: SearchTask, num_evaluations: int, spent_s: float) -> SearchTask:
+    """`task` with what is left of its budget."""
+    evaluations, seconds = task.budget.evaluations, task.budget.seconds
+    left = Budget(
+        evaluations=None if evaluations is None else evaluations - num_evaluations,
+        # A budget of no time at all is none: a search that is out of time still evaluates its first start.
+        seconds=None if seconds is None else max(seconds - spent_s, 1e-9),
+    )
+    return replace(task, budget=left)
 
 
 def _applied(method: str, built: Strategy | Inapplicable) -> Strategy:

@@ -9,11 +9,11 @@ from soaprl.search.annealing import annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
 from soaprl.search.experts import (
-    expert_starts,
     refusal_prefix,
     search_gnmt_expert,
     search_megatron,
     search_one_weird_trick,
+    with_experts,
 )
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
@@ -211,7 +211,7 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
 
 
 def _metropolis(task: SearchTask) -> SearchResult:
-    return metropolis(task, experts=expert_starts())
+    return with_experts(task, lambda left, experts: metropolis(left, experts=experts))
 
 
 def _metropolis_from(task: SearchTask, start: Strategy) -> SearchResult:
@@ -224,7 +224,10 @@ def _metropolis_chains(
     task: SearchTask, num_chains: int, more_evaluators: Sequence[Evaluator]
 ) -> SearchResult:
     settings = MetropolisSettings(num_chains=num_chains)
-    return metropolis(task, settings, experts=expert_starts(), more_evaluators=more_evaluators)
+    return with_experts(
+        task,
+        lambda left, experts: metropolis(left, settings, experts=experts, more_evaluators=more_evaluators),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Methods that build an expert's strategy, and methods that refuse a problem."""
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +10,10 @@ from soaprl.cluster.files import load_cluster
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.errors import SearchError, StrategyError
 from soaprl.graph.capture import capture_model
-from soaprl.search.experts import expert_starts, starting_strategies, starts_for
+from soaprl.search.experts import starting_strategies, starts_for
 from soaprl.search.registry import Skipped, attempt, compare, search
 from soaprl.search.task import Budget, ProgressReport, SearchResult
-from soaprl.simulator import Problem, Simulator
+from soaprl.simulator import Evaluation, Problem, Simulator
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.experts_megatron import megatron, megatron_degrees
 from soaprl.strategy.strategy import Strategy
@@ -101,7 +103,8 @@ def test_searches_start_from_data_parallelism_and_the_experts_that_apply() -> No
     assert names == {
         "alexnet": ["data-parallel", "one-weird-trick"],
         "rnnlm": ["data-parallel", "gnmt-expert"],
-        "gpt2": ["data-parallel", "megatron"],
+        # Tensor degree 1 is data parallelism.
+        "gpt2": ["data-parallel", "megatron-2", "megatron-4"],
     }
     assert [name for name, _ in starting_strategies(toy_problem(chain(sample=2), 4))] == ["model-parallel"]
 
@@ -121,10 +124,72 @@ def test_mcmc_starts_from_experts() -> None:
     assert list(dict.fromkeys(stages)) == ["from data-parallel", "from one-weird-trick", "from random-0"]
 
 
-def test_megatron_as_a_start_stays_within_a_node() -> None:
-    problem = problem_of("gpt2", "p100-4x2")
-    build = dict(expert_starts())["megatron"]
-    assert build(problem) == megatron(problem.graph, problem.cluster, tensor_degree=2)
+def counted(problem: Problem) -> tuple[Simulator, list[Strategy]]:
+    """A simulator that keeps what it was asked to evaluate."""
+    asked: list[Strategy] = []
+
+    class Counting(Simulator):
+        def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+            asked.append(strategy)
+            return super().evaluate_within(strategy, limit_s)
+
+    return Counting(problem), asked
+
+
+@pytest.mark.parametrize(("batch_size", "degrees"), [(32, (1, 2, 4)), (4, (2, 4))])
+def test_mcmc_starts_from_the_best_of_megatrons_degrees_and_counts_what_that_took(
+    batch_size: int, degrees: tuple[int, ...]
+) -> None:
+    problem, num_degrees = problem_of("gpt2", "p100-2x4", batch_size), len(degrees)
+    simulator, asked = counted(problem)
+    stages: list[str] = []
+    task = toy_task(
+        problem,
+        simulator,
+        evaluations=60,
+        clock=iter(range(1000)).__next__,
+        progress=lambda report: stages.append(report.stage),
+    )
+    result = search("mcmc", task)
+    num_asked = len(asked)
+    times = [simulator.evaluate(strategy).iteration_time_s for strategy in asked[:num_degrees]]
+    best = degrees[times.index(min(times))]
+    # Tensor degree 1 is data parallelism, from which it starts anyway.
+    assert [s for s in dict.fromkeys(stages) if "megatron" in s] == [f"from megatron-{best}"] * (best > 1)
+    assert result.num_evaluations == num_asked <= 60
+    # The first start of the chains is evaluated after the degrees.
+    assert result.history_evaluations[0] == num_degrees + 1
+    # The clock ticks once for the degrees and once for the start.
+    assert result.history_s[0] == 2
+
+
+def test_a_budget_of_a_few_evaluations_leaves_megatron_out_of_mcmc() -> None:
+    problem = problem_of("gpt2", "p100-2x4")
+    simulator, asked = counted(problem)
+    assert search("mcmc", toy_task(problem, simulator, evaluations=6)).num_evaluations == len(asked) <= 6
+
+
+def test_mcmc_with_experts_is_resumed_where_it_was_interrupted(tmp_path: Path) -> None:
+    problem = problem_of("gpt2", "p100-2x4")
+
+    class Interrupting(Simulator):
+        left = 50
+
+        def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().evaluate_within(strategy, limit_s)
+
+    whole = search("mcmc", toy_task(problem, Simulator(problem), evaluations=150))
+    task = toy_task(problem, Interrupting(problem), evaluations=150, state_path=tmp_path / "state.json")
+    stopped = search("mcmc", task)
+    assert stopped.interrupted
+    assert stopped.num_evaluations == 49
+    resumed = search("mcmc", replace(task, evaluator=Simulator(problem), resume=True))
+    assert resumed.strategy == whole.strategy
+    assert resumed.num_evaluations == whole.num_evaluations
+    assert resumed.history_evaluations.tolist() == whole.history_evaluations.tolist()
 
 
 def test_methods_that_improve_begin_with_a_given_strategy() -> None:
