@@ -165,7 +165,7 @@ class RankState:
             TaskInputs(
                 inputs=[content for content, _ in regions],
                 parameters=[self._parameter(block) for block in step.parameters],
-                buffers=[self._buffer(block) for block in step.buffers],
+                buffers=[self.buffer(block) for block in step.buffers],
                 input_gradients=[read.gradient for read in step.reads],
                 parameter_gradients=[access.gradient for access in operator.parameters],
             ),
@@ -180,14 +180,14 @@ class RankState:
         if stored.role is TensorRole.INPUT:
             return self._inputs.read(Block(tensor=read.tensor, box=read.box)), Assembled((), None)
         if stored.role is not TensorRole.ACTIVATION:
-            return self._buffer(Block(tensor=read.tensor, box=read.box)), Assembled((), None)
+            return self.buffer(Block(tensor=read.tensor, box=read.box)), Assembled((), None)
         outputs = self.graph.operators[self.graph.producer[read.tensor]].outputs
         how = next(access.combine for access in outputs if access.tensor == read.tensor)
         contents = [self._values[piece] for piece in read.pieces]
         return assemble(stored, read, contents, how, self.device)
 
-    def _buffer(self, block: Block) -> Tensor:
-        """A box of a buffer or constant."""
+    def buffer(self, block: Block) -> Tensor:
+        """The content of a block of a buffer or constant."""
         known = self._constants if block.tensor in self._constants else self.buffers
         shape = self.graph.tensors[block.tensor].refined_shape
         return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
@@ -357,3 +357,8 @@ class RankState:
     def set_parameter(self, block: Block, content: Tensor) -> None:
         """Overwrites a block of parameters."""
         self._parameters.write(block, content)
+
+    def set_buffer(self, block: Block, content: Tensor) -> None:
+        """Overwrites a block of a buffer; any shape with as many elements."""
+        target = self.buffer(block)
+        target.copy_(content.reshape(target.shape))
