@@ -9,6 +9,7 @@ routes instead of D * D. `soaprl.cluster.grouping` finds them.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -98,4 +99,7 @@ class HubRow:
         return self.routes.route(self.source, target)
 
     def __iter__(self) -> Iterator[Route]:
-        return (self[target] for target in range(len(self)))
+        targets = np.arange(len(self))
+        offsets, links = self.routes.between(np.full(len(self), self.source), targets)
+        ends, flat = offsets.tolist(), links.tolist()
+        return (tuple(flat[begin:end]) for begin, end in pairwise(ends))

@@ -16,6 +16,7 @@ from soaprl.simulator.folding import (
     FoldedProblem,
     FoldedResult,
     Refusal,
+    SymmetrySimulator,
     evaluate_by_symmetry,
     evaluate_folded,
     fold,
@@ -436,3 +437,14 @@ def test_a_convolutional_network_folds() -> None:
     graph = capture_model("lenet", 64)
     problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
     assert kept(problem, data_parallel(graph, cluster)) == (16, 2)
+
+
+def test_a_search_that_leaves_symmetry_goes_on_with_every_device() -> None:
+    problem, strategy = symmetric()
+    moved = strategy.replaced(1, split(problem.graph, 1, (3,)))
+    by_symmetry, whole = SymmetrySimulator(problem), Simulator(problem)
+    # What is folded is simulated to its end, whatever the limit.
+    assert by_symmetry.evaluate_within(strategy, 0.0) == whole.evaluate(strategy)
+    for one in (strategy, moved, strategy):
+        assert by_symmetry.evaluate(one) == whole.evaluate(one)
+    assert by_symmetry.evaluate_within(moved, 0.0) is None

@@ -4,6 +4,7 @@ from soaprl.simulator.folding.fold import FoldedProblem, fold
 from soaprl.simulator.folding.replicas import Refusal
 from soaprl.simulator.folding.results import (
     FoldedResult,
+    SymmetrySimulator,
     evaluate_by_symmetry,
     evaluate_folded,
     simulate_by_symmetry,
@@ -14,6 +15,7 @@ __all__ = [
     "FoldedProblem",
     "FoldedResult",
     "Refusal",
+    "SymmetrySimulator",
     "evaluate_by_symmetry",
     "evaluate_folded",
     "fold",

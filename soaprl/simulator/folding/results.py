@@ -77,6 +77,39 @@ class FoldedResult:
         return self.iteration_time_s - self.link_busy_s
 
 
+class SymmetrySimulator:
+    """Scores strategies of one problem like `Simulator`, by symmetry where that is possible.
+
+    Once a strategy could not be folded, a search has left the symmetric ones: then, if the cluster is small
+    enough, every device is simulated from there on, without looking for replicas again.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._whole: Simulator | None = None
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        """What `Simulator.evaluate` says of `strategy`.
+
+        Raises:
+            StrategyError: The strategy does not fit the graph or the cluster.
+            SimulationError: It cannot be folded, and the cluster is too large to simulate every device.
+        """
+        if self._whole is None:
+            folded = fold(self.problem, strategy)
+            if isinstance(folded, FoldedProblem):
+                return evaluate_folded(folded)
+            check_unfolded(self.problem, folded)
+            self._whole = Simulator(self.problem)
+        return self._whole.evaluate(strategy)
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+        """What `Simulator.evaluate_within` says of `strategy`; what is folded is simulated to its end."""
+        if self._whole is None:
+            return self.evaluate(strategy)
+        return self._whole.evaluate_within(strategy, limit_s)
+
+
 def evaluate_by_symmetry(problem: Problem, strategy: Strategy) -> Evaluation:
     """What `Simulator.evaluate` says of `strategy`, in time that hardly depends on the number of replicas.
 
@@ -84,11 +117,7 @@ def evaluate_by_symmetry(problem: Problem, strategy: Strategy) -> Evaluation:
         StrategyError: The strategy does not fit the graph or the cluster.
         SimulationError: It cannot be folded, and the cluster is too large to simulate every device.
     """
-    folded = fold(problem, strategy)
-    if isinstance(folded, Refusal):
-        check_unfolded(problem, folded)
-        return Simulator(problem).evaluate(strategy)
-    return evaluate_folded(folded)
+    return SymmetrySimulator(problem).evaluate(strategy)
 
 
 def evaluate_folded(folded: FoldedProblem) -> Evaluation:
