@@ -87,19 +87,32 @@ def compare_training(
     runtime: LogicalRuntime,
     expected: tuple[list[Tensor], dict[str, Tensor]],
     what: str,
+    noise: float = 0.0,
 ) -> None:
+    close = {"rtol": TOLERANCE["rtol"], "atol": TOLERANCE["atol"] + noise}
     for number, (batch, loss) in enumerate(zip(batches, expected[0], strict=True)):
         found = runtime.step(*batch)
-        assert torch.allclose(found, loss, **TOLERANCE), f"{what}: loss {number} is {found}, not {loss}"
+        assert torch.allclose(found, loss, **close), f"{what}: loss {number} is {found}, not {loss}"
     state = runtime.state_dict()
     assert state.keys() == module.state_dict().keys()
     for name, content in expected[1].items():
-        assert torch.allclose(state[name].double(), content.double(), **TOLERANCE), (
+        assert torch.allclose(state[name].double(), content.double(), **close), (
             f"{what}: {name} is off by {(state[name] - content).abs().max()}"
         )
 
 
-def check_training(case: Case, rng: random.Random) -> None:
+def rounding(module: nn.Module, batches: list[tuple[Any, ...]], make: Any) -> float:
+    """How far rounding alone may take training: the effect of inputs that differ in their last digits."""
+    nudged = [
+        tuple(x * (1 + 1e-15 * torch.randn_like(x)) if x.is_floating_point() else x for x in batch)
+        for batch in batches
+    ]
+    (losses, state), (others, other) = (trained(module, b, make) for b in (batches, nudged))
+    pairs = [*zip(losses, others, strict=True), *((state[name], other[name]) for name in state)]
+    return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+
+
+def check_training(case: Case, rng: random.Random, *, ill_conditioned: bool = False) -> None:
     with one_thread():
         module, _ = case.factory(case.batch_size)
         batches = []
@@ -109,6 +122,8 @@ def check_training(case: Case, rng: random.Random) -> None:
         graph = graph_of_model(module, batches[0], name=case.name)
         for number, make in enumerate((momentum, adam)):
             expected = trained(module, batches, make)
+            # A hundred parts round differently in a hundred places.
+            noise = 100 * rounding(module, batches, make) if ill_conditioned else 0.0
             anywhere = random_strategy(graph, rng.randint(2, 5), rng, Case(name="", factory=case.factory))
             for what, strategy in (
                 ("data-parallel", data_parallel(graph, 2 + number)),
@@ -118,7 +133,8 @@ def check_training(case: Case, rng: random.Random) -> None:
                 runtime = initialize(
                     module, strategy, batches[0], optimizer=make, graph=graph, batch_norm="synchronized"
                 )
-                compare_training(module, batches, runtime, expected, f"{case.name}, {what}, {make.__name__}")
+                name = f"{case.name}, {what}, {make.__name__}"
+                compare_training(module, batches, runtime, expected, name, noise)
 
 
 def reshuffled(batch: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -145,4 +161,7 @@ _LONG = ("inception-v3", "resnet-101", "alexnet")
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in _LONG else n for n in zoo_names()]
 )
 def test_a_zoo_model_trains_on_any_ranks_as_in_one_process(name: str) -> None:
-    check_training(zoo_case(name), random.Random(zlib.crc32(name.encode())))
+    # Its last normalizations are over four numbers each: rounding grows a billion times in three steps.
+    ill_conditioned = name == "inception-v3"
+    rng = random.Random(zlib.crc32(name.encode()))
+    check_training(zoo_case(name), rng, ill_conditioned=ill_conditioned)
