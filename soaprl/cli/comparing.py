@@ -167,7 +167,11 @@ def _write_plot(comparison: Comparison, path: Path) -> None:
     by_method: dict[str, list[Run]] = {}
     for result in comparison.results:
         run = Run(
-            evaluations=result.history_evaluations, seconds=result.history_s, best_s=result.history_best_s
+            evaluations=result.history_evaluations,
+            seconds=result.history_s,
+            best_s=result.history_best_s,
+            num_evaluations=result.num_evaluations,
+            search_time_s=result.search_time_s,
         )
         by_method.setdefault(result.method, []).append(run)
     drawn = [

@@ -29,6 +29,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LOGARITHMIC = 5.0
 # Above this one, fewer ticks for each power of ten.
 _DECADES = 50.0
+# Margin above and below the times, as a share of them, at least.
+_NARROWEST = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +41,15 @@ class Run:
         evaluations: Evaluations after which a better strategy was there.
         seconds: Search time at that moment.
         best_s: Its iteration time.
+        num_evaluations: Evaluations when it ended.
+        search_time_s: Search time when it ended.
     """
 
     evaluations: NDArray[np.int64]
     seconds: NDArray[np.float64]
     best_s: NDArray[np.float64]
+    num_evaluations: int
+    search_time_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,12 +137,12 @@ def _draw(axes: Axes, methods: Sequence[MethodRuns], *, seconds: bool) -> None:
         )
         for m in methods
     ]
-    ends = [float(curve.positions[-1]) for curve in curves if len(curve.positions)]
+    ends = [float(run.search_time_s if seconds else run.num_evaluations) for m in methods for run in m.runs]
     begins = [float(curve.positions[0]) for curve in curves if len(curve.positions)]
-    if not ends:
+    if not begins:
         return
     axes.set_xscale("log")
-    right, left = 1.5 * max(ends), min(begins)
+    right, left = 1.2 * max(ends), min(begins)
     for number, (method, curve) in enumerate(zip(methods, curves, strict=True)):
         known = np.isfinite(curve.median_s)
         at = np.append(curve.positions[known], right)
@@ -190,6 +196,7 @@ def _scale_times(axes: Axes, methods: Sequence[MethodRuns]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(best_s / ratio**0.08, worst_s * ratio**0.08)
     else:
-        margin_s = 0.08 * (worst_s - best_s) or 0.1 * worst_s
+        # No narrower than what three digits tell apart: a tie looks like one.
+        margin_s = max(0.08 * (worst_s - best_s), _NARROWEST * worst_s)
         axes.set_ylim(best_s - margin_s, worst_s + margin_s)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_seconds(value)))
