@@ -202,7 +202,7 @@ def test_a_weight_of_two_variables_is_synchronized_among_the_holders_of_both() -
     problem = Problem(graph=shared_by_different_operators(2), cluster=uniform_cluster(2), cost=cost)
     tables, at = tables_of(problem)
     alone, by_sample, by_channel = (1, 1, 1), (2, 1, 1), (1, 2, 1)
-    # Everything on device 0 moves nothing and updates 64 bytes there; both halves of the channels, 32 on each.
+    # All on device 0: nothing moves, 64 bytes are updated. Half of the channels each: 32 bytes.
     assert tables[0, 1][at[0][alone], at[1][alone]] == 16
     both = tables[0, 1][at[0][by_channel], at[1][by_channel]]
     # Activations of 64 bytes: each device lacks half of them, forward and back.
