@@ -88,13 +88,13 @@ def with_experts(
     degrees = [found for found in strategies if found[0].startswith(_MEGATRON)]
     limit = inf if task.budget.evaluations is None else task.budget.evaluations
     if len(degrees) < 2 or limit <= 2 * len(degrees):
-        return search(task, _as_experts(others))
+        return search(task, as_experts(others))
     origin_s = task.clock()
     ranked = [(rank(task.evaluator.evaluate(strategy)), index) for index, (_, strategy) in enumerate(degrees)]
     spent_s = task.clock() - origin_s
     best = degrees[min(ranked)[1]]
     chosen = others if best[0] == f"{_MEGATRON}-1" else [*others, best]
-    found = search(_reduced(task, len(degrees), spent_s), _as_experts(chosen))
+    found = search(_reduced(task, len(degrees), spent_s), as_experts(chosen))
     return replace(
         found,
         num_evaluations=found.num_evaluations + len(degrees),
@@ -122,7 +122,7 @@ def refusal_prefix(method: str) -> str:
     return f"method {method!r} does not apply: "
 
 
-def _as_experts(strategies: Sequence[tuple[str, Strategy]]) -> tuple[NamedExpert, ...]:
+def as_experts(strategies: Sequence[tuple[str, Strategy]]) -> tuple[NamedExpert, ...]:
     """Strategies as the functions of a problem that Metropolis search takes."""
 
     def constant(strategy: Strategy) -> Callable[[Problem], Strategy | None]:

@@ -9,10 +9,12 @@ from soaprl.search.annealing import annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
 from soaprl.search.experts import (
+    as_experts,
     refusal_prefix,
     search_gnmt_expert,
     search_megatron,
     search_one_weird_trick,
+    starts_for,
     with_experts,
 )
 from soaprl.search.method import Method
@@ -26,7 +28,6 @@ from soaprl.search.simple import (
 from soaprl.search.task import Budget, Evaluator, Progress, SearchResult, SearchTask
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
-from soaprl.strategy.validation import check_strategy
 
 __all__ = ["Method", "Skipped", "attempt", "compare", "find_method", "methods", "search"]
 
@@ -216,8 +217,7 @@ def _metropolis(task: SearchTask) -> SearchResult:
 
 def _metropolis_from(task: SearchTask, start: Strategy) -> SearchResult:
     """From data parallelism, from the given strategy and from a random one, but not from experts."""
-    check_strategy(task.problem.graph, task.problem.cluster.num_devices, start)
-    return metropolis(task, experts=(("the given strategy", lambda problem: start),))
+    return metropolis(task, experts=as_experts(starts_for(task.problem, start)))
 
 
 def _metropolis_chains(
