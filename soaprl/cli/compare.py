@@ -1,5 +1,6 @@
 """`soaprl compare`: methods side by side under equal budgets."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ from soaprl.cli.arguments import (
     Paper,
     Seed,
 )
-from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes
+from soaprl.cli.output import INTERRUPTED, print_json
 
 
 def compare(
@@ -26,11 +27,23 @@ def compare(
     cluster: ClusterName,
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Comma-separated names (see: soaprl methods); the first is 1.00x."),
+        typer.Option(
+            "--methods", help="Comma-separated names (see: soaprl methods), or all; the first is 1.00x."
+        ),
     ] = "data-parallel,model-parallel,mcmc",
     budget_evals: BudgetEvaluations = None,
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Seeds for each method that searches, from --seed on.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write all runs with their histories as JSON.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Plot the best time against evaluations and seconds (.png, .svg, .pdf)."),
+    ] = None,
     batch_size: BatchSize = None,
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
@@ -39,22 +52,27 @@ def compare(
     paper: Paper = False,
     as_json: Json = False,
 ) -> None:
-    """Set methods side by side: one table, each method with the whole budget."""
-    from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
-    from soaprl.cli.searching import check_fits, find_all, make_budget, run_methods, search_outcome
+    """Set methods side by side: one table, each method with the whole budget.
 
-    names = find_all(methods)
+    Methods that do not apply to the model are listed with the reason.
+    """
+    from soaprl.cli import comparing
+    from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
+    from soaprl.cli.searching import check_fits, make_budget
+
+    comparing.check_files(out, plot)
+    names = comparing.chosen_methods(methods)
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     prepared = prepare(
         choice, cluster, Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
     )
-    results = run_methods(prepared.problem, names, budget, seed=seed)
-    outcomes = [search_outcome(result, prepared.problem.graph.batch_size) for result in results]
+    comparison = comparing.run_comparison(prepared, names, budget, range(seed, seed + seeds))
+    comparing.write_comparison(comparison, out, plot)
     if as_json:
-        print_json({**prepared.as_json(), "results": [outcome.as_json() for outcome in outcomes]})
+        print_json(comparison.as_json())
     else:
-        print_outcomes(prepared.title, outcomes)
-    check_fits(prepared, outcomes)
-    if any(result.interrupted for result in results):
+        comparing.print_comparison(comparison)
+    check_fits(prepared, comparison.outcomes)
+    if comparison.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -11,7 +11,15 @@ def methods(as_json: Json = False) -> None:
     known = known_methods().values()
     if as_json:
         fields = ("name", "description", "source", "iterative", "resumable")
-        print_json({"methods": [{field: getattr(method, field) for field in fields} for method in known]})
+        listed = [
+            {
+                **{field: getattr(method, field) for field in fields},
+                "chains": method.chains is not None,
+                "started": method.started is not None,
+            }
+            for method in known
+        ]
+        print_json({"methods": listed})
         return
     rows = [
         (method.name, "yes" if method.iterative else "no", method.description, method.source)

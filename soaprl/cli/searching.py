@@ -12,6 +12,7 @@ from soaprl.atomic import check_writable
 from soaprl.cli.inputs import Prepared
 from soaprl.cli.output import progress_bar
 from soaprl.errors import SearchError, SimulationError
+from soaprl.graph.files import graph_fingerprint
 from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
 from soaprl.search.registry import find_method, search
@@ -19,7 +20,9 @@ from soaprl.search.task import Budget, Evaluation, Progress, ProgressReport, Sea
 from soaprl.simulator.batch import available_cores
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
-from soaprl.strategy.baselines import single_device
+from soaprl.strategy.baselines import data_parallel, single_device
+from soaprl.strategy.files import load_strategy
+from soaprl.strategy.strategy import Strategy
 
 DEFAULT_EVALUATIONS = 10_000
 
@@ -58,6 +61,9 @@ def ready_simulator(problem: Problem) -> Simulator:
         # A display without a total moves until the work is done.
         display.add_task("preparing", total=None, status="compiling the simulator, once on a machine")
         simulator.evaluate(single_device(problem.graph, problem.cluster))
+        if problem.graph.batch_size >= problem.cluster.num_devices:
+            # What exchanges gradients is compiled when there are some.
+            simulator.evaluate(data_parallel(problem.graph, problem.cluster))
     return simulator
 
 
@@ -70,10 +76,11 @@ def run_method(
     state_path: Path | None = None,
     resume: bool = False,
     num_chains: int = 1,
+    start: Strategy | None = None,
 ) -> SearchResult:
     """What the method called `name` finds for the simulator's problem, with a bar on standard error.
 
-    Several chains use all cores, with a simulator for each thread.
+    Several chains use all cores, with a simulator for each thread. With `start` the method begins there.
     """
     num_threads = min(num_chains, available_cores())
     more = [Simulator(simulator.problem) for _ in range(num_threads - 1)]
@@ -88,7 +95,7 @@ def run_method(
             state_path=state_path,
             resume=resume,
         )
-        return search(name, task, num_chains=num_chains, more_evaluators=more)
+        return search(name, task, num_chains=num_chains, more_evaluators=more, start=start)
 
 
 def run_beside_baseline(
@@ -100,6 +107,7 @@ def run_beside_baseline(
     state_path: Path | None,
     resume: bool,
     num_chains: int = 1,
+    start: Strategy | None = None,
 ) -> tuple[SearchResult, SearchResult]:
     """What the method called `name` finds, and data parallelism to compare it with."""
     simulator = ready_simulator(problem)
@@ -111,13 +119,21 @@ def run_beside_baseline(
         state_path=state_path,
         resume=resume,
         num_chains=num_chains,
+        start=start,
     )
     return result, run_method(simulator, "data-parallel", budget)
 
 
-def find_all(names: str) -> list[str]:
-    """The comma-separated method names, each known; raises `UnknownNameError` for the first that is not."""
-    return [find_method(name.strip()).name for name in names.split(",")]
+def load_start(path: Path | None, problem: Problem) -> Strategy | None:
+    """The strategy in the file at `path`, for the problem's graph and cluster; None without a path.
+
+    Raises:
+        StrategyError: The file is wrong, or its strategy does not fit the graph or the cluster.
+    """
+    if path is None:
+        return None
+    graph = problem.graph
+    return load_strategy(path).bind(graph, problem.cluster, fingerprint=graph_fingerprint(graph))
 
 
 def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed: int) -> list[SearchResult]:

@@ -35,6 +35,13 @@ def simulate(
             "--save-graph", help="Write the operator graph (.json, .json.gz), a MODEL without torch."
         ),
     ] = None,
+    fold: Annotated[
+        bool | None,
+        typer.Option(
+            "--fold/--no-fold",
+            help="Simulate few devices for all where replicas do the same. Default: above 256 devices.",
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
@@ -57,12 +64,12 @@ def simulate(
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
     prepared = prepare(chosen.applied(choice), cluster, execution)
-    simulated = simulate_chosen(prepared, chosen)
-    write_files(simulated.result, trace, save_graph)
+    simulated = simulate_chosen(prepared, chosen, fold=fold)
+    write_files(simulated, trace, save_graph)
     if as_json:
         print_json({**prepared.as_json(), **simulated.as_json()})
     else:
         print_outcomes(prepared.title, [simulated.outcome])
         if memory:
-            print_table("Devices", DEVICE_COLUMNS, device_rows(simulated.result))
+            print_table("Devices", DEVICE_COLUMNS, device_rows(simulated.simulated))
     check_fits(prepared, [simulated.outcome])

@@ -1,22 +1,36 @@
-"""What `soaprl simulate` does: find or load the strategy, simulate it in full, write what was asked for."""
+"""What `soaprl simulate` does: find or load the strategy, simulate it in full, write what was asked for.
 
+Above `FOLD_ABOVE` devices one of each class of replicas is simulated where the strategy allows it (see
+`soaprl.simulator.folding`): the same numbers, sooner.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from soaprl.atomic import check_writable
 from soaprl.cli.inputs import GRAPH_SUFFIXES, ModelChoice, Prepared
-from soaprl.cli.output import say
+from soaprl.cli.output import progress_bar, say
 from soaprl.cli.records import make_record
 from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
 from soaprl.errors import OutputError, unknown_name
 from soaprl.graph.files import graph_fingerprint, save_graph
 from soaprl.report.comparison import Outcome
 from soaprl.report.devices import device_records
-from soaprl.search.registry import methods
+from soaprl.search.registry import methods, search
+from soaprl.search.task import SearchTask
+from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.folding import FoldedResult, SymmetrySimulator, simulate_by_symmetry
+from soaprl.simulator.problem import Problem
 from soaprl.simulator.result import SimulationResult, simulate
 from soaprl.simulator.trace import write_trace
 from soaprl.strategy.files import StrategyRecord, ZooModel, load_strategy
+from soaprl.strategy.strategy import Strategy
+
+FOLD_ABOVE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +58,25 @@ class Chosen:
 class Simulated:
     """A simulated iteration, what it says of the strategy, and the content of the strategy's file."""
 
-    result: SimulationResult
+    result: SimulationResult | FoldedResult
     outcome: Outcome
     record: StrategyRecord
+
+    @property
+    def simulated(self) -> SimulationResult:
+        """The simulation of the devices that were simulated: of all, or of those that stand for them."""
+        return self.result.kept if isinstance(self.result, FoldedResult) else self.result
 
     def as_json(self) -> dict[str, Any]:
         """The stable keys, and what a full simulation knows besides."""
         return {
             **self.outcome.as_json(),
+            "num_simulated_devices": self.simulated.problem.cluster.num_devices,
             "activation_bytes": self.result.activation_bytes,
             "gradient_bytes": self.result.gradient_bytes,
             "synchronization_bytes": self.result.synchronization_bytes,
             "devices": device_records(self.result),
-            "critical_path": list(self.result.critical_path_names),
+            "critical_path": list(self.simulated.critical_path_names),
             "strategy": self.record.model_dump(mode="json"),
         }
 
@@ -75,18 +95,30 @@ def choose_strategy(word: str) -> Chosen:
     raise unknown_name("method or strategy file", word, methods())
 
 
-def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
+def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = None) -> Simulated:
     """What the chosen strategy achieves; a method that searches gets the default budget.
+
+    Args:
+        prepared: The problem.
+        chosen: The strategy, or the method that makes it.
+        fold: Whether to let few devices stand for all where they can; None: on large clusters.
 
     Raises:
         StrategyError: The strategy does not fit the model or the cluster.
+        SimulationError: The cluster is too large to simulate every device, and few cannot stand for all.
     """
     problem = prepared.problem
-    simulator = ready_simulator(problem)
+    folds = problem.cluster.num_devices > FOLD_ABOVE if fold is None else fold
+    simulator = SymmetrySimulator(problem) if folds else ready_simulator(problem)
     num_evaluations, search_time_s = 1, 0.0
     if chosen.record is None:
         budget = make_budget(None, None)
-        found = run_method(simulator, chosen.name, budget)
+        if isinstance(simulator, Simulator):
+            found = run_method(simulator, chosen.name, budget)
+        else:
+            task = SearchTask(problem=problem, evaluator=simulator, budget=budget, clock=time.perf_counter)
+            with _waiting():
+                found = search(chosen.name, task)
         num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
         strategy, record = found.strategy, make_record(prepared, found, budget)
     else:
@@ -94,7 +126,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
         if record.cluster.fingerprint != problem.cluster.fingerprint:
             say(f"soaprl: warning: {_other_cluster(chosen.name, record.cluster.name, problem.cluster.name)}")
         strategy = record.bind(problem.graph, problem.cluster, fingerprint=graph_fingerprint(problem.graph))
-    result = simulate(problem, strategy, simulator=simulator)
+    result = _simulated(problem, strategy, simulator)
     outcome = make_outcome(
         chosen.name,
         result,
@@ -103,6 +135,27 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen) -> Simulated:
         search_time_s=search_time_s,
     )
     return Simulated(result=result, outcome=outcome, record=record)
+
+
+def _simulated(
+    problem: Problem, strategy: Strategy, simulator: Simulator | SymmetrySimulator
+) -> SimulationResult | FoldedResult:
+    if isinstance(simulator, Simulator):
+        return simulate(problem, strategy, simulator=simulator)
+    with _waiting():
+        result = simulate_by_symmetry(problem, strategy)
+    if isinstance(result, FoldedResult):
+        few, all_devices = result.kept.problem.cluster.num_devices, problem.cluster.num_devices
+        say(f"soaprl: {few} devices were simulated for all {all_devices}: the others do the same")
+    return result
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """A display on standard error that moves until the work is done."""
+    with progress_bar() as display:
+        display.add_task("simulating", total=None, status="few devices for all; compiled once on a machine")
+        yield
 
 
 def _other_cluster(strategy: str, found_for: str, simulated_on: str) -> str:
@@ -126,11 +179,11 @@ def check_files(trace: Path | None, graph: Path | None) -> None:
         )
 
 
-def write_files(result: SimulationResult, trace: Path | None, graph: Path | None) -> None:
+def write_files(simulated: Simulated, trace: Path | None, graph: Path | None) -> None:
     """Write the timeline and the operator graph where files are named for them, and say so."""
     if trace is not None:
-        write_trace(result, trace)
+        write_trace(simulated.simulated, trace)
         say(f"soaprl: wrote {trace}; https://ui.perfetto.dev shows it")
     if graph is not None:
-        save_graph(result.problem.graph, graph)
+        save_graph(simulated.result.problem.graph, graph)
         say(f"soaprl: wrote {graph}, a MODEL that loads without torch")

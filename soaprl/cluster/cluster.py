@@ -2,8 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from functools import cached_property
+from typing import Protocol
+
+from soaprl.cluster.hub import HubRoutes, Route
+
+MAX_TABLE_DEVICES = 2048  # the table of routes grows with the square: 4 million routes here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,45 @@ class Link:
     target: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenAllReduce:
+    """An all-reduce whose time is given, not computed from routes.
+
+    Attributes:
+        devices: Over which devices, ascending.
+        num_bytes: Bytes that are summed.
+        time_s: Seconds from its start to its end on idle links.
+        links: The links it uses.
+        busy_s: Seconds that each of them is busy.
+    """
+
+    devices: tuple[int, ...]
+    num_bytes: int
+    time_s: float
+    links: tuple[int, ...]
+    busy_s: tuple[float, ...]
+
+
+class Routes(Protocol):
+    """Something that reads like ``routes[i][j]``: a table of tuples, or `soaprl.cluster.hub.HubRoutes`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, source: int, /) -> "RouteRow": ...
+
+    def __iter__(self) -> "Iterator[RouteRow]": ...
+
+
+class RouteRow(Protocol):
+    """The routes from one device."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, target: int, /) -> Route: ...
+
+    def __iter__(self) -> Iterator[Route]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Devices, links and routes.
@@ -73,13 +118,16 @@ class Cluster:
         links: All directed links.
         routes: ``routes[i][j]`` are the indices of the links from device i to device j in order; empty for
             ``i == j``.
+        all_reduces: For a cluster that stands for a larger one (`soaprl.simulator.folding`): all all-reduces
+            that there will be. Empty: they follow from the routes.
     """
 
     name: str
     device_types: tuple[DeviceType, ...]
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
-    routes: tuple[tuple[tuple[int, ...], ...], ...]
+    routes: Routes
+    all_reduces: tuple[GivenAllReduce, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -94,7 +142,7 @@ class Cluster:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that changes a simulated time (names of devices and links do not)."""
-        content = {
+        content: dict[str, object] = {
             "types": [
                 [
                     sorted((dtype, float(peak)) for dtype, peak in t.peak_flops_per_s),
@@ -108,6 +156,14 @@ class Cluster:
             ],
             "devices": [[d.node, d.type] for d in self.devices],
             "links": [[float(link.bandwidth_bytes_per_s), float(link.latency_s)] for link in self.links],
-            "routes": self.routes,
+            "routes": self._routes_content(),
         }
+        if self.all_reduces:
+            content["all_reduces"] = [astuple(given) for given in self.all_reduces]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _routes_content(self) -> object:
+        """The routes for the fingerprint: the same however they are kept, as far as tables are possible."""
+        if isinstance(self.routes, HubRoutes) and self.num_devices > MAX_TABLE_DEVICES:
+            return self.routes.digest()
+        return [list(row) for row in self.routes]

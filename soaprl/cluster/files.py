@@ -8,7 +8,9 @@ import yaml
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
 from soaprl.cluster.devices import device_type, device_type_names
+from soaprl.cluster.hub import HubRoutes, Route
 from soaprl.cluster.presets import FABRIC, cluster_from_name
+from soaprl.cluster.routing import search_routes
 from soaprl.cluster.sections import (
     FileSection,
     LinkSection,
@@ -25,14 +27,12 @@ from soaprl.cluster.sections import (
     parse_file,
 )
 from soaprl.cluster.topology import (
-    Route,
     Wire,
     both_ways,
     check_num_devices,
     connect,
     pairs,
     pcie_tree,
-    search_routes,
     star,
 )
 from soaprl.errors import ClusterError, UnknownNameError, unknown_name
@@ -317,6 +317,8 @@ def _link_to_dict(link: Link) -> dict[str, object]:
 def _unusual_routes(cluster: Cluster) -> list[dict[str, object]]:
     """The routes that a search would not find."""
     unusual: list[dict[str, object]] = []
+    if isinstance(cluster.routes, HubRoutes):
+        return unusual  # they are made by searching
     searched = search_routes(cluster.devices, cluster.links)
     for i, (source, row) in enumerate(zip(cluster.devices, cluster.routes, strict=True)):
         for j, (target, route) in enumerate(zip(cluster.devices, row, strict=True)):

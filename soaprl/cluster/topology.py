@@ -1,9 +1,7 @@
-"""Wires between devices, switches and hosts, and the route for every pair of devices.
+"""Wires between devices, switches and hosts, and clusters from them.
 
-Vertices have names: those of devices, and any other name for a switch, a host or the fabric. A route takes
-the fewest links; among those the one whose narrowest link is widest; among those the one that arrives over
-the link with the lowest index. Devices forward what is not for them (two NVLink hops), as switches do.
-Implemented in `_routes_from`.
+Every pair of devices gets a route by the rule of `soaprl.cluster.routing`: up to `TABLE_DEVICES` devices in a
+table, for larger clusters around a hub (`soaprl.cluster.hub`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,12 +9,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 
-from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
+from soaprl.cluster.cluster import MAX_TABLE_DEVICES, Cluster, Device, DeviceType, Link, Routes
+from soaprl.cluster.grouping import MAX_GROUP, find_hubs, hub_routes
+from soaprl.cluster.hub import Route
+from soaprl.cluster.routing import links_by_source, routes_from
 from soaprl.errors import ClusterError
 
-MAX_DEVICES = 2048  # the table of routes grows with the square: 4 million routes here
-
-Route = tuple[int, ...]
+MAX_DEVICES = 16_384
+TABLE_DEVICES = 256  # from here on, a table of routes takes longer to fill than to find a hub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +93,34 @@ def connect(
         ClusterError: There is no device, or too many; a number is not positive; a pair has no route.
     """
     _check(name, device_types, devices, links)
-    listed = listed_routes or {}
-    outgoing = _links_by_source(links)
+    routes: Routes | None = None
+    if len(devices) > TABLE_DEVICES and not listed_routes:
+        found = (hub_routes(devices, links, hub) for hub in find_hubs(devices, links))
+        routes = next((hub for hub in found if hub is not None), None)
+    if routes is None and len(devices) > MAX_TABLE_DEVICES:
+        raise ClusterError(
+            f"cluster {name!r}: {len(devices)} devices, more than a table of routes has room for"
+            f" ({MAX_TABLE_DEVICES}). Larger clusters need groups of at most {MAX_GROUP} devices that meet in"
+            " one switch (a fabric), every device with a way to and from it, and no listed routes."
+        )
+    if routes is None:
+        routes = _table(name, devices, links, listed_routes or {})
+    return Cluster(name=name, device_types=device_types, devices=devices, links=links, routes=routes)
+
+
+def _table(
+    name: str,
+    devices: tuple[Device, ...],
+    links: tuple[Link, ...],
+    listed: dict[tuple[int, int], Route],
+) -> tuple[tuple[Route, ...], ...]:
+    """The routes of all pairs."""
+    outgoing = links_by_source(links, range(len(links)))
     table = []
     for i, device in enumerate(devices):
         # A search is wasted where all routes of the device are listed.
         complete = all((i, j) in listed for j in range(len(devices)) if j != i)
-        found = {} if complete else _routes_from(device.name, outgoing, links)
+        found = {} if complete else routes_from(device.name, outgoing, links)
         row: list[Route] = []
         for j, target in enumerate(devices):
             route = () if i == j else listed.get((i, j), found.get(target.name))
@@ -110,48 +131,11 @@ def connect(
                 )
             row.append(route)
         table.append(tuple(row))
-    return Cluster(
-        name=name, device_types=device_types, devices=devices, links=links, routes=tuple(table)
-    )
-
-
-def search_routes(devices: Sequence[Device], links: Sequence[Link]) -> list[dict[str, Route]]:
-    """For each device the routes to all vertices that it reaches; see the module's rule."""
-    outgoing = _links_by_source(links)
-    return [_routes_from(device.name, outgoing, links) for device in devices]
-
-
-def _links_by_source(links: Sequence[Link]) -> dict[str, list[tuple[int, str, float]]]:
-    """For each vertex its outgoing links: index, target, bandwidth."""
-    outgoing: dict[str, list[tuple[int, str, float]]] = {}
-    for index, link in enumerate(links):
-        if link.source:
-            outgoing.setdefault(link.source, []).append((index, link.target, link.bandwidth_bytes_per_s))
-    return outgoing
-
-
-def _routes_from(
-    start: str, outgoing: dict[str, list[tuple[int, str, float]]], links: Sequence[Link]
-) -> dict[str, Route]:
-    """The route to every vertex that can be reached from `start`; see the module's rule."""
-    routes: dict[str, Route] = {start: ()}
-    layer = {start: float("inf")}
-    while layer:
-        best: dict[str, tuple[float, int]] = {}
-        for vertex, bottleneck in layer.items():
-            for index, target, bandwidth in outgoing.get(vertex, ()):
-                if target not in routes:
-                    offer = (-min(bottleneck, bandwidth), index)
-                    if target not in best or offer < best[target]:
-                        best[target] = offer
-        for target, (_, index) in best.items():
-            routes[target] = (*routes[links[index].source], index)
-        layer = {target: -negative for target, (negative, _) in best.items()}
-    return routes
+    return tuple(table)
 
 
 def check_num_devices(name: str, num_devices: int) -> None:
-    """Refuse a cluster without devices, and one whose routes do not fit in memory.
+    """Refuse a cluster without devices, and one with too many.
 
     Raises:
         ClusterError: With the number found.
@@ -195,7 +179,8 @@ def _check_type(name: str, kind: DeviceType) -> None:
     if not (isfinite(kind.kernel_launch_s) and kind.kernel_launch_s >= 0):
         raise ClusterError(f"{where}: expected a kernel_launch_s of 0 or more, found {kind.kernel_launch_s}.")
     for key, share in (
-        ("matmul_efficiency", kind.matmul_efficiency), ("memory_efficiency", kind.memory_efficiency)
+        ("matmul_efficiency", kind.matmul_efficiency),
+        ("memory_efficiency", kind.memory_efficiency),
     ):
         if not 0 < share <= 1:
             raise ClusterError(f"{where}: expected a {key} above 0 and at most 1, found {share}.")

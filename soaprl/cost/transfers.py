@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soaprl.cluster.hub import DOWN, GROUP, INSIDE, PLACE, UP, WIDTH
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel
 
@@ -77,14 +78,37 @@ def _send(
     tables: ClusterTables, scratch: CollectiveScratch, row: int, source: int, target: int, num_bytes: float
 ) -> float:
     """Put `num_bytes` on the route; returns the route's latency."""
-    route = source * tables.num_devices + target
+    if len(tables.hub) == 0:
+        route = source * tables.num_devices + target
+        _occupy(tables, scratch, row, route, num_bytes, 0.0)
+        latency_s: float = tables.route_latency_s[route]
+        return latency_s
+    if tables.hub[source, GROUP] == tables.hub[target, GROUP]:
+        return _occupy(
+            tables, scratch, row, tables.hub[source, INSIDE] + tables.hub[target, PLACE], num_bytes, 0.0
+        )
+    up_s = _occupy(tables, scratch, row, tables.hub[source, UP], num_bytes, 0.0)
+    down = tables.hub[target, DOWN + tables.hub[source, WIDTH]]
+    return _occupy(tables, scratch, row, down, num_bytes, up_s)
+
+
+@filling_kernel
+def _occupy(
+    tables: ClusterTables,
+    scratch: CollectiveScratch,
+    row: int,
+    route: int,
+    num_bytes: float,
+    latency_s: float,
+) -> float:
+    """Put `num_bytes` on the route with this number; returns `latency_s` plus the route's latency."""
     for position in range(tables.route_offsets[route], tables.route_offsets[route + 1]):
         link = tables.route_links[position]
         if scratch.busy_s[row, link] == 0.0:
             scratch.links[row, scratch.num_links[row]] = link
             scratch.num_links[row] += 1
         scratch.busy_s[row, link] += num_bytes / tables.link_bandwidth_bytes_per_s[link]
-    latency_s: float = tables.route_latency_s[route]
+        latency_s += tables.link_latency_s[link]
     return latency_s
 
 
@@ -325,6 +349,31 @@ def all_reduce(
     for less than two members or no bytes.
     """
     return _best(tables, scratch, members, num_members, num_bytes, 2, links, busy_s)
+
+
+@filling_kernel
+def given_all_reduce(
+    tables: ClusterTables, members: IntArray, num_bytes: int, links: IntArray, busy_s: FloatArray
+) -> tuple[float, int]:
+    """Like `all_reduce` over all of `members`, looked up among those that are given with the cluster.
+
+    It must be among them: whoever gives some gives all. Returns seconds and number of links.
+    """
+    given, given_s = tables.given, tables.given_s
+    for k in range(given[0]):
+        at = 1 + 5 * k
+        first, link, count = given[at + 1], given[at + 3], given[at + 4]
+        if given[at] != len(members) or given[at + 2] != num_bytes:
+            continue
+        same = True
+        for i in range(len(members)):
+            same = same and given[first + i] == members[i]
+        if same:
+            for i in range(count):
+                links[i] = given[link + i]
+                busy_s[i] = given_s[link + i]
+            return given_s[at], count
+    assert False, "an all-reduce is not among those given with the cluster"  # noqa: B011, PT015
 
 
 @filling_kernel

@@ -96,11 +96,16 @@ def _can_fold(target: _Item, item: _Item, access: Access) -> bool:
     if any(second[g].max_degree < first[f].max_degree for g, f in mapping.items()):
         return False
     reductions = [f for k, f in enumerate(first) if k not in mapping.values() and f.splittable]
-    if not reductions or item.additive:
+    if not reductions or _passes_partial_results(target.operator, item):
         return True
     reads_more = sum(1 for a in item.operator.inputs if a.gradient) > 1
     sums_samples = any(f.kind is FactorKind.SAMPLE for f in reductions)
     return not reads_more and not sums_samples
+
+
+def _passes_partial_results(target: Operator, item: _Item) -> bool:
+    """Whether partial results of `target` combine the same way after the item's operator."""
+    return item.additive and all(access.combine == "sum" for access in target.outputs)
 
 
 def _factor_map(target: Operator, operator: Operator, access: Access) -> dict[int, int] | None:
@@ -156,11 +161,11 @@ def _folded(target: Operator, item: _Item, tensors: tuple[Tensor, ...]) -> Opera
 def _factors(
     target: Operator, item: _Item, mapped: set[int], parameters: tuple[Access, ...]
 ) -> tuple[Factor, ...]:
-    """The target's factors; reductions end at an operator that is not additive."""
+    """The target's factors; reductions end at an operator that partial results do not pass."""
     in_parameter = {s.factor for a in parameters for s in a.spans}
     factors = []
     for k, factor in enumerate(target.factors):
-        if k not in mapped and not item.additive:
+        if k not in mapped and not _passes_partial_results(target, item):
             factor = replace(factor, max_degree=1)
         if factor.kind is FactorKind.ATTRIBUTE and k in in_parameter:
             factor = replace(factor, kind=FactorKind.PARAMETER)

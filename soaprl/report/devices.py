@@ -3,6 +3,7 @@
 from typing import Any
 
 from soaprl.report.units import format_bytes
+from soaprl.simulator.folding import FoldedResult
 from soaprl.simulator.result import SimulationResult
 
 DEVICE_COLUMNS = (
@@ -18,7 +19,7 @@ _PARTS = (
 )
 
 
-def device_records(result: SimulationResult) -> list[dict[str, Any]]:
+def device_records(result: SimulationResult | FoldedResult) -> list[dict[str, Any]]:
     """For each device its name, memory (bytes by use, at the peak; the capacity), and busy time (seconds)."""
     cluster, memory = result.problem.cluster, result.memory
     columns = {name: getattr(memory, name).tolist() for name in _PARTS}
@@ -33,7 +34,7 @@ def device_records(result: SimulationResult) -> list[dict[str, Any]]:
     ]
 
 
-def device_rows(result: SimulationResult) -> list[tuple[str, ...]]:
+def device_rows(result: SimulationResult | FoldedResult) -> list[tuple[str, ...]]:
     """The same as text, under `DEVICE_COLUMNS`; busy as a share of the iteration."""
     return [
         (

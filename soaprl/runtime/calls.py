@@ -20,6 +20,7 @@ class LocalCall:
     """One call of an operator's body, bound to the local tensors of one part.
 
     Attributes:
+        name: Name of the captured node.
         target: For example ``aten.linear.default``.
         arguments: By name in the library's schema, or by position (``"0"``) where there is no schema.
         dims: The same structure with a tuple of `LocalDim` for each tensor and None for everything else.
@@ -29,6 +30,7 @@ class LocalCall:
         seed: Stream of random numbers of this call, the same for every part.
     """
 
+    name: str
     target: str
     arguments: Mapping[str, Any]
     dims: Mapping[str, Any]

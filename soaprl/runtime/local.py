@@ -84,32 +84,67 @@ def run_part(
         For each output access, the region that the part writes, in refined coordinates; a summand (see
         `Access.combine`) where the output omits a factor.
     """
-    box = part_box(operator.extents, degrees, part)
+    run = PartRun(operator, degrees, part, inputs, parameters, buffers, seed=seed)
     table = kernels() if table is None else table
-    held = {
-        "input": _operands(operator.inputs, inputs, box),
-        "parameter": _operands(operator.parameters, parameters, box),
-        "buffer": _operands(operator.buffers, buffers, box),
-    }
-    device = next((t.device for t in (*inputs, *parameters, *buffers)), torch.get_default_device())
-    results: list[list[Tensor]] = []
+    for _ in operator.body:
+        run.advance(table)
+    return run.outputs()
 
-    def dims_of(uses: tuple[DimUse, ...]) -> LocalDims:
-        return tuple(local_dim(use, operator.extents, box) for use in uses)
 
-    def fetch(ref: Ref) -> Operand:
+class PartRun:
+    """One part of an operator, call by call; the arguments are those of `run_part`.
+
+    Attributes:
+        results: Those of the calls so far.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        degrees: tuple[int, ...],
+        part: int,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.operator = operator
+        self.results: list[list[Tensor]] = []
+        self._box = part_box(operator.extents, degrees, part)
+        self._seed = seed
+        self._device = next((t.device for t in (*inputs, *parameters, *buffers)), torch.get_default_device())
+        self._held = {
+            "input": _operands(operator.inputs, inputs, self._box),
+            "parameter": _operands(operator.parameters, parameters, self._box),
+            "buffer": _operands(operator.buffers, buffers, self._box),
+        }
+
+    def next_call(self) -> LocalCall:
+        """The next call of the body, bound to the part's tensors."""
+        call = self.operator.body[len(self.results)]
+        return bind_call(call, self._dims_of, self._fetch, seed=self._seed, device=self._device)
+
+    def advance(self, table: Mapping[str, Kernel]) -> None:
+        """Runs the next call."""
+        local = self.next_call()
+        self.results.append(execute(local, table))
+
+    def outputs(self) -> list[Tensor]:
+        """What the part writes, once all calls have run."""
+        return [
+            _stored(access, self.results[call][result], self.operator.body[call].name, self._box)
+            for access, (call, result) in zip(self.operator.outputs, self.operator.body_outputs, strict=True)
+        ]
+
+    def _dims_of(self, uses: tuple[DimUse, ...]) -> LocalDims:
+        return tuple(local_dim(use, self.operator.extents, self._box) for use in uses)
+
+    def _fetch(self, ref: Ref) -> Operand:
         if ref.source != "call":
-            return held[ref.source][ref.index]
-        dims = dims_of(operator.body[ref.index].result_dims[ref.result])
-        return _of_result(results[ref.index][ref.result], dims, ref.layout, box)
-
-    for call in operator.body:
-        found = run_call(call, dims_of, fetch, seed=seed, device=device, table=table)
-        results.append(found)
-    return [
-        _stored(access, results[call][result], operator.body[call].name, box)
-        for access, (call, result) in zip(operator.outputs, operator.body_outputs, strict=True)
-    ]
+            return self._held[ref.source][ref.index]
+        dims = self._dims_of(self.operator.body[ref.index].result_dims[ref.result])
+        return _of_result(self.results[ref.index][ref.result], dims, ref.layout, self._box)
 
 
 def _operands(accesses: tuple[Access, ...], tensors: Sequence[Tensor], box: Box) -> list[Operand]:
@@ -141,6 +176,18 @@ def run_call(
         device: Where new tensors are made.
         table: Kernels, as `kernels` gives them.
     """
+    return execute(bind_call(call, dims_of, fetch, seed=seed, device=device), table)
+
+
+def bind_call(
+    call: Call,
+    dims_of: Callable[[tuple[DimUse, ...]], LocalDims],
+    fetch: Callable[[Ref], Operand],
+    *,
+    seed: int,
+    device: torch.device,
+) -> LocalCall:
+    """A call with its local arguments; see `run_call`."""
     wanted = iter([dims_of(uses) for uses in call.arg_dims])
 
     def bind(argument: Argument) -> _Bound:
@@ -157,7 +204,8 @@ def run_call(
     bound = _by_name(call.target, positional, named, device)
     dims = {name: d for name, (_, d) in bound.items()}
     results = tuple(dims_of(uses) for uses in call.result_dims)
-    local = LocalCall(
+    return LocalCall(
+        name=call.name,
         target=call.target,
         arguments={name: value for name, (value, _) in bound.items()},
         dims=dims,
@@ -165,10 +213,14 @@ def run_call(
         lead=_leads(dims, results),
         seed=crc32(f"{seed}:{call.name}".encode()),
     )
+
+
+def execute(local: LocalCall, table: Mapping[str, Kernel]) -> list[Tensor]:
+    """The results of a bound call."""
     # An in-place call has the kernel of its out-of-place form; it has a copy of what it would change.
-    kernel = table.get(call.target) or table.get(call.target.rsplit(".", 1)[0].rstrip("_"))
+    kernel = table.get(local.target) or table.get(local.target.rsplit(".", 1)[0].rstrip("_"))
     found = kernel(local) if kernel else local.run()
-    return _checked(call, local, list(found) if isinstance(found, tuple | list) else [found])
+    return _checked(local, list(found) if isinstance(found, tuple | list) else [found])
 
 
 def _leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
@@ -179,11 +231,11 @@ def _leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
     return all(lo == 0 for _, lo, _ in summed)
 
 
-def _checked(call: Call, local: LocalCall, found: list[Tensor]) -> list[Tensor]:
+def _checked(local: LocalCall, found: list[Tensor]) -> list[Tensor]:
     found = found[: len(local.results)]
     for tensor, dims in zip(found, local.results, strict=True):
         shape = tuple(d.size for d in dims)
-        assert tuple(tensor.shape) == shape, f"{call.name}: expected {shape}, found {tuple(tensor.shape)}"
+        assert tuple(tensor.shape) == shape, f"{local.name}: expected {shape}, found {tuple(tensor.shape)}"
     return found
 
 

@@ -15,6 +15,7 @@ from soaprl.graph.factors import num_parts, part_box
 from soaprl.graph.operators import Access, Broadcast, DimUse, Operator, OperatorGraph, Ref
 from soaprl.graph.operators import Tensor as StoredTensor
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.literals import literal_tensors
 from soaprl.runtime.local import Operand, kernels, run_call, run_part
 from soaprl.runtime.shards import Box, LocalDim, arrange, region
 
@@ -33,13 +34,15 @@ def run_graph(
     Args:
         graph: What to run.
         degrees: For each operator, the number of parts of each factor.
-        sources: The whole graph inputs, parameters, buffers and constants, by tensor index.
+        sources: The whole graph inputs, parameters, buffers and constants, by tensor index; constants that
+            the model's code spells out come with the graph.
         seed: Of the random numbers of the iteration (dropout).
 
     Raises:
         GraphError: A tensor that an operator reads is neither given nor computed.
     """
     table = kernels()
+    sources = {**literal_tensors(graph), **sources}
     tensors = {**sources, **run_constants(graph, sources, seed=seed, table=table)}
     for operator, split in zip(graph.operators, degrees, strict=True):
         for access in (*operator.inputs, *operator.parameters, *operator.buffers):
@@ -60,6 +63,7 @@ def run_constants(
     seed: int = 0,
     device: torch.device | None = None,
     table: Mapping[str, Kernel] | None = None,
+    calls: Sequence[int] | None = None,
 ) -> dict[int, Tensor]:
     """The tensors that depend on no input, by index; whole on every device.
 
@@ -69,8 +73,10 @@ def run_constants(
         seed: Of the random numbers of the iteration, for what is random but depends on no input (noise).
         device: Where they are made; that of the sources if None.
         table: Kernels, built anew if None.
+        calls: Which of the graph's constant calls to run, in order; all if None.
     """
     table = kernels() if table is None else table
+    calls = range(len(graph.constants)) if calls is None else calls
     device = device or next((t.device for t in sources.values()), torch.get_default_device())
     made: dict[int, Tensor] = {}
 
@@ -86,9 +92,9 @@ def run_constants(
         pieces = tuple(tuple((size, 0, size) for size in dim) for dim in sizes)
         return Operand(tensor=arrange(content.reshape(extents), layout, pieces), pieces=pieces)
 
-    for call, tensors in zip(graph.constants, graph.constant_results, strict=True):
-        results = run_call(call, whole_dims, fetch, seed=seed, device=device, table=table)
-        made.update(zip(tensors, results, strict=True))
+    for number in calls:
+        results = run_call(graph.constants[number], whole_dims, fetch, seed=seed, device=device, table=table)
+        made.update(zip(graph.constant_results[number], results, strict=True))
     return made
 
 

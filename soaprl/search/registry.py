@@ -3,9 +3,21 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from soaprl.errors import SearchError, unknown_name
+from soaprl.errors import SearchError, StrategyError, unknown_name
+from soaprl.search.annealing import annealing
+from soaprl.search.descent import coordinate_descent
+from soaprl.search.evolution import evolution
+from soaprl.search.experts import (
+    as_experts,
+    refusal_prefix,
+    search_gnmt_expert,
+    search_megatron,
+    search_one_weird_trick,
+    starts_for,
+    with_experts,
+)
+from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.simple import (
     search_data_parallel,
@@ -15,61 +27,32 @@ from soaprl.search.simple import (
 )
 from soaprl.search.task import Budget, Evaluator, Progress, SearchResult, SearchTask
 from soaprl.simulator.problem import Problem
+from soaprl.strategy.strategy import Strategy
 
-
-class SearchFunction(Protocol):
-    """Runs a method."""
-
-    def __call__(self, task: SearchTask) -> SearchResult:
-        """Find a strategy for `task`."""
-        ...
-
-
-class ChainsFunction(Protocol):
-    """Runs a method with several chains."""
-
-    def __call__(
-        self, task: SearchTask, num_chains: int, more_evaluators: Sequence[Evaluator]
-    ) -> SearchResult:
-        """Find a strategy for `task` with `num_chains` chains, on one thread for each evaluator."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A way to choose a strategy.
-
-    Attributes:
-        name: As on the command line.
-        description: One line for people.
-        source: The paper or system it comes from.
-        iterative: Whether it needs a budget (and depends on the seed); otherwise it makes one strategy.
-        resumable: Whether it keeps a state file.
-        function: Runs it.
-        chains: Runs it with several chains side by side; None for methods without chains.
-    """
-
-    name: str
-    description: str
-    source: str
-    iterative: bool
-    resumable: bool
-    function: SearchFunction
-    chains: ChainsFunction | None = None
+__all__ = ["Method", "Skipped", "attempt", "compare", "find_method", "methods", "search"]
 
 
 def methods() -> dict[str, Method]:
     """All methods by name, in the order in which they are shown."""
-    known = (
-        Method(
-            name="mcmc",
-            description="Metropolis search from data parallelism and random strategies",
-            source="Jia, Zaharia, Aiken: Beyond Data and Model Parallelism (MLSys 2019)",
-            iterative=True,
-            resumable=True,
-            function=metropolis,
-            chains=_metropolis_chains,
-        ),
+    known = (_mcmc(), *_simple(), *_experts(), *_improving(), _random())
+    return {method.name: method for method in known}
+
+
+def _mcmc() -> Method:
+    return Method(
+        name="mcmc",
+        description="Metropolis search from data parallelism, experts and random strategies",
+        source="Jia, Zaharia, Aiken: Beyond Data and Model Parallelism (MLSys 2019)",
+        iterative=True,
+        resumable=True,
+        function=_metropolis,
+        chains=_metropolis_chains,
+        started=_metropolis_from,
+    )
+
+
+def _simple() -> tuple[Method, ...]:
+    return (
         Method(
             name="data-parallel",
             description="every operator split by sample over all devices",
@@ -94,16 +77,79 @@ def methods() -> dict[str, Method]:
             resumable=False,
             function=search_model_parallel,
         ),
+    )
+
+
+def _experts() -> tuple[Method, ...]:
+    return (
         Method(
-            name="random",
-            description="independent random strategies, the best one kept",
-            source="baseline",
-            iterative=True,
+            name="one-weird-trick",
+            description="convolutions by sample, fully connected layers by channel",
+            source="Krizhevsky: One weird trick for parallelizing CNNs (2014)",
+            iterative=False,
             resumable=False,
-            function=search_random,
+            function=search_one_weird_trick,
+        ),
+        Method(
+            name="gnmt-expert",
+            description="a replica on each node; inside, recurrent layers on devices, softmax by vocabulary",
+            source="Wu et al.: Google's Neural Machine Translation System (2016)",
+            iterative=False,
+            resumable=False,
+            function=search_gnmt_expert,
+        ),
+        Method(
+            name="megatron",
+            description="transformers: column and row pairs, best of all tensor degrees",
+            source="Shoeybi et al.: Megatron-LM (2019); Korthikanti et al. (2022)",
+            iterative=False,
+            resumable=False,
+            function=search_megatron,
         ),
     )
-    return {method.name: method for method in known}
+
+
+def _improving() -> tuple[Method, ...]:
+    return (
+        Method(
+            name="coordinate-descent",
+            description="the best of all candidates of one operator at a time, to a local optimum",
+            source="the local optimality check of Jia, Zaharia, Aiken (MLSys 2019)",
+            iterative=True,
+            resumable=True,
+            function=coordinate_descent,
+            started=coordinate_descent,
+        ),
+        Method(
+            name="annealing",
+            description="simulated annealing, longer with every restart",
+            source="Kirkpatrick, Gelatt, Vecchi: Optimization by simulated annealing (1983)",
+            iterative=True,
+            resumable=True,
+            function=annealing,
+            started=annealing,
+        ),
+        Method(
+            name="evolution",
+            description="a population of strategies; crossover by subgraph, mutation by proposals",
+            source="steady-state genetic algorithm; Whitley: The GENITOR algorithm (1989)",
+            iterative=True,
+            resumable=True,
+            function=evolution,
+            started=evolution,
+        ),
+    )
+
+
+def _random() -> Method:
+    return Method(
+        name="random",
+        description="independent random strategies, the best one kept",
+        source="baseline",
+        iterative=True,
+        resumable=False,
+        function=search_random,
+    )
 
 
 def find_method(name: str) -> Method:
@@ -120,6 +166,7 @@ def search(
     *,
     num_chains: int = 1,
     more_evaluators: Sequence[Evaluator] = (),
+    start: Strategy | None = None,
 ) -> SearchResult:
     """Run a method.
 
@@ -128,11 +175,12 @@ def search(
         task: What to search, and how long.
         num_chains: Chains that walk side by side, for methods that have chains.
         more_evaluators: Answer as the task's evaluator does; several chains use a thread for each.
+        start: A strategy to begin with, for methods that improve one; None: those that the method makes.
 
     Raises:
         UnknownNameError: There is no method of this name.
-        SearchError: A state file or several chains are asked for and the method has none; or the method's own
-            errors.
+        SearchError: A state file, several chains or a start are asked for and the method has none; the method
+            does not apply to the model; or the method's own errors.
     """
     chosen = find_method(method) if isinstance(method, str) else method
     if num_chains < 1:
@@ -140,6 +188,8 @@ def search(
     if task.resume and not chosen.resumable:
         resumable = ", ".join(m.name for m in methods().values() if m.resumable)
         raise SearchError(f"method {chosen.name!r} cannot be resumed; these can: {resumable}.")
+    if start is not None:
+        return _started(chosen, task, start, num_chains)
     if num_chains == 1:
         return chosen.function(task)
     if chosen.chains is None:
@@ -150,10 +200,42 @@ def search(
     return chosen.chains(task, num_chains, more_evaluators)
 
 
+def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int) -> SearchResult:
+    if method.started is None:
+        known = ", ".join(m.name for m in methods().values() if m.started is not None)
+        raise SearchError(f"method {method.name!r} begins with no given strategy; these can: {known}.")
+    if num_chains > 1:
+        raise SearchError(
+            f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
+        )
+    return method.started(task, start)
+
+
+def _metropolis(task: SearchTask) -> SearchResult:
+    return with_experts(task, lambda left, experts: metropolis(left, experts=experts))
+
+
+def _metropolis_from(task: SearchTask, start: Strategy) -> SearchResult:
+    """From data parallelism, from the given strategy and from a random one, but not from experts."""
+    return metropolis(task, experts=as_experts(starts_for(task.problem, start)))
+
+
 def _metropolis_chains(
     task: SearchTask, num_chains: int, more_evaluators: Sequence[Evaluator]
 ) -> SearchResult:
-    return metropolis(task, MetropolisSettings(num_chains=num_chains), more_evaluators=more_evaluators)
+    settings = MetropolisSettings(num_chains=num_chains)
+    return with_experts(
+        task,
+        lambda left, experts: metropolis(left, settings, experts=experts, more_evaluators=more_evaluators),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A method that refused a problem, and why: a sentence for people."""
+
+    method: str
+    reason: str
 
 
 def compare(
@@ -165,24 +247,42 @@ def compare(
     seeds: Iterable[int] = (0,),
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
-) -> list[SearchResult]:
+) -> list[SearchResult | Skipped]:
     """Every method under the same budget; iterative ones once for each seed.
 
-    A KeyboardInterrupt ends the comparison with the method it interrupts.
+    A method that refuses the problem (it does not apply to the model, say) is skipped. A KeyboardInterrupt
+    ends the comparison with the method it interrupts.
 
     Returns:
-        The results, by method in the order of `names`, then by seed.
+        The results, by method in the order of `names`, then by seed; one `Skipped` for a method that refuses.
 
     Raises:
         UnknownNameError: A name is unknown; nothing was run.
+        SearchError: The budget has no limit and one of the methods needs one; nothing was run.
     """
     chosen = [find_method(name) for name in names]
+    for method in chosen:
+        if method.iterative:
+            budget.require_limit(method.name)
     seeds = tuple(seeds)
     task = SearchTask(problem=problem, evaluator=evaluator, budget=budget, clock=clock, progress=progress)
-    runs = [(method, seed) for method in chosen for seed in (seeds if method.iterative else seeds[:1])]
-    results: list[SearchResult] = []
-    for method, seed in runs:
-        results.append(search(method, replace(task, seed=seed)))
-        if results[-1].interrupted:
-            break
-    return results
+    found: list[SearchResult | Skipped] = []
+    for method in chosen:
+        for seed in seeds if method.iterative else seeds[:1]:
+            result = attempt(method, replace(task, seed=seed))
+            found.append(result)
+            if isinstance(result, Skipped):
+                break
+            if result.interrupted:
+                return found
+    return found
+
+
+def attempt(method: Method | str, task: SearchTask) -> SearchResult | Skipped:
+    """What a method finds, or why it refuses the problem."""
+    chosen = find_method(method) if isinstance(method, str) else method
+    try:
+        return search(chosen, task)
+    except (SearchError, StrategyError) as error:
+        refusal = str(error).removeprefix(refusal_prefix(chosen.name))
+        return Skipped(method=chosen.name, reason=refusal)

@@ -1,13 +1,12 @@
 """Methods that need no search, and random search."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.stages import model_parallel
 from soaprl.search.task import Best, ProgressReport, SearchResult, SearchTask, improved, search_result
-from soaprl.simulator.problem import Problem
 from soaprl.strategy.baselines import data_parallel, single_device
 from soaprl.strategy.strategy import Strategy
 
@@ -16,17 +15,17 @@ _REPORT_EVERY_S = 0.1
 
 def search_data_parallel(task: SearchTask) -> SearchResult:
     """Data parallelism; raises `StrategyError` if the batch is smaller than the devices."""
-    return _built(task, "data-parallel", lambda problem: data_parallel(problem.graph, problem.cluster))
+    return best_of(task, "data-parallel", (data_parallel(task.problem.graph, task.problem.cluster),))
 
 
 def search_single_device(task: SearchTask) -> SearchResult:
     """Everything on device 0."""
-    return _built(task, "single-device", lambda problem: single_device(problem.graph, problem.cluster))
+    return best_of(task, "single-device", (single_device(task.problem.graph, task.problem.cluster),))
 
 
 def search_model_parallel(task: SearchTask) -> SearchResult:
     """Contiguous stages balanced by time, one a device."""
-    return _built(task, "model-parallel", model_parallel)
+    return best_of(task, "model-parallel", (model_parallel(task.problem),))
 
 
 def search_random(task: SearchTask, settings: ProposalSettings | None = None) -> SearchResult:
@@ -71,22 +70,28 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
     )
 
 
-def _built(task: SearchTask, method: str, build: Callable[[Problem], Strategy]) -> SearchResult:
-    """The result of a method that makes one strategy, and evaluates it once."""
+def best_of(task: SearchTask, method: str, strategies: Sequence[Strategy]) -> SearchResult:
+    """The best of a few strategies, each evaluated once; some of them if the budget ends before."""
     origin = task.clock()
-    strategy = build(task.problem)
-    evaluation = task.evaluator.evaluate(strategy)
-    elapsed_s = task.clock() - origin
-    best = improved(None, strategy, evaluation, number=1, elapsed_s=elapsed_s)
-    if task.progress is not None:
-        task.progress(_progress(method, 1, elapsed_s, best, evaluation.iteration_time_s))
+    best: Best | None = None
+    number, initial_time_s, now = 0, 0.0, 0.0
+    for strategy in strategies:
+        if number and task.budget.spent(number, now):
+            break
+        evaluation = task.evaluator.evaluate(strategy)
+        number, now = number + 1, task.clock() - origin
+        initial_time_s = initial_time_s if best else evaluation.iteration_time_s
+        best = improved(best, strategy, evaluation, number=number, elapsed_s=now)
+        if task.progress is not None:
+            task.progress(_progress(method, number, now, best, evaluation.iteration_time_s))
+    assert best is not None, "there is a strategy, and the first is always evaluated"
     return search_result(
         method=method,
         seed=task.seed,
         best=best,
-        initial_time_s=evaluation.iteration_time_s,
-        num_evaluations=1,
-        search_time_s=elapsed_s,
+        initial_time_s=initial_time_s,
+        num_evaluations=number,
+        search_time_s=now,
     )
 
 

@@ -1,4 +1,4 @@
-"""The file that a Metropolis search goes on from.
+"""The file that a search goes on from: of Metropolis chains, or of a procedure (`soaprl.search.stepping`).
 
 It holds no generator state, because every random number is a function of (seed, start, step), and no
 evaluations: the current and the best strategy are simulated again on resumption, which also shows that the
@@ -7,7 +7,7 @@ model, the cluster and the costs are still the same.
 
 import json
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -111,6 +111,32 @@ class ChainsState(_Strict):
     chains: list[MemberState | None]
 
 
+class SteppedState(_Strict):
+    """The content of the state file of a search that makes one evaluation at a time.
+
+    Attributes:
+        format: Always ``soaprl-search-state``.
+        version: Version of the format.
+        signature: What must be equal in the search that goes on; has ``method``.
+        elapsed_s: Search time so far.
+        num_evaluations: Evaluations so far.
+        initial_time_s: Iteration time of the first strategy.
+        best: Best strategy so far.
+        history: Its improvements: (evaluation number, seconds, iteration time).
+        procedure: Where the method stands, as the method packs it.
+    """
+
+    format: Literal["soaprl-search-state"] = "soaprl-search-state"
+    version: Literal[1] = 1
+    signature: Signature
+    elapsed_s: float
+    num_evaluations: int
+    initial_time_s: float
+    best: StrategyState | None
+    history: tuple[tuple[int, float, float], ...]
+    procedure: dict[str, Any]
+
+
 def pack(strategy: Strategy, evaluation: Evaluation) -> StrategyState:
     """What the file holds of a strategy."""
     return StrategyState(
@@ -126,7 +152,7 @@ def unpack(state: StrategyState) -> Strategy:
     return Strategy(tuple(OpConfig(degrees, devices) for degrees, devices in state.configs))
 
 
-def save_state(path: Path, state: SearchState | ChainsState) -> None:
+def save_state(path: Path, state: SearchState | ChainsState | SteppedState) -> None:
     """Write `state` to `path`, wholly or not at all.
 
     Raises:
@@ -147,6 +173,18 @@ def load_state(path: Path, signature: Signature) -> SearchState:
     return state
 
 
+def load_stepped(path: Path, signature: Signature) -> SteppedState:
+    """The state at `path` of a search that makes one evaluation at a time.
+
+    Raises:
+        SearchError: The file is missing or no state, or it belongs to a search with another signature.
+    """
+    state = _load(path, signature)
+    if not isinstance(state, SteppedState):
+        raise SearchError(f"{path}: expected the state of {signature['method']}, found that of chains.")
+    return state
+
+
 def load_chains(path: Path, signature: Signature) -> ChainsState:
     """The state at `path` of a search with several chains side by side.
 
@@ -159,7 +197,7 @@ def load_chains(path: Path, signature: Signature) -> ChainsState:
     return state
 
 
-def _load(path: Path, signature: Signature) -> SearchState | ChainsState:
+def _load(path: Path, signature: Signature) -> SearchState | ChainsState | SteppedState:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -174,12 +212,18 @@ def _load(path: Path, signature: Signature) -> SearchState | ChainsState:
             " Start the search anew."
         )
     try:
-        kind = ChainsState if "chains" in content else SearchState
-        state = kind.model_validate(content)
+        state = _kind(content).model_validate(content)
     except ValidationError as error:
         raise SearchError(f"{path}: {describe_validation_error(error)}") from error
     _check_signature(path, state.signature, signature)
     return state
+
+
+def _kind(content: dict[str, Any]) -> type[SearchState] | type[ChainsState] | type[SteppedState]:
+    """Whose state it is, by what only that has."""
+    if "procedure" in content:
+        return SteppedState
+    return ChainsState if "chains" in content else SearchState
 
 
 def _check_signature(path: Path, found: Signature, expected: Signature) -> None:

@@ -3,7 +3,7 @@
 from soaprl.cluster.tables import ClusterTables, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.cost.ticks import in_ticks
-from soaprl.cost.transfers import CollectiveScratch, all_reduce
+from soaprl.cost.transfers import CollectiveScratch, all_reduce, given_all_reduce
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import STAMP, Layout, Plans, Workspace
 from soaprl.simulator.tables import GraphTables
@@ -66,15 +66,14 @@ def _plan_cell(
     plans.num_links[plan] = 0
     plans.time_s[plan] = 0.0
     if pools.cell_trainable[cell] and count > 1 and not paper:
-        plans.time_s[plan], plans.num_links[plan], _ = all_reduce(
-            tables,
-            scratch,
-            plans.holders[first : first + count],
-            count,
-            float(pools.cell_bytes[cell]),
-            plans.links[link:],
-            plans.busy_s[link:],
-        )
+        holders, links, busy_s = plans.holders[first : first + count], plans.links[link:], plans.busy_s[link:]
+        size = pools.cell_bytes[cell]
+        if tables.given[0] > 0:
+            plans.time_s[plan], plans.num_links[plan] = given_all_reduce(tables, holders, size, links, busy_s)
+        else:
+            plans.time_s[plan], plans.num_links[plan], _ = all_reduce(
+                tables, scratch, holders, count, float(size), links, busy_s
+            )
         plans.time_s[plan] = in_ticks(plans.time_s[plan])
         for k in range(link, link + plans.num_links[plan]):
             plans.busy_s[k] = in_ticks(plans.busy_s[k])

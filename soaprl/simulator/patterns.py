@@ -172,7 +172,7 @@ class OperatorPools:
             backward += times[key][1]
         base = self.forward_s.append(all_in_ticks(np.array(forward, np.float64)))
         self.backward_s.append(all_in_ticks(np.array(backward, np.float64)))
-        return base // len(self._device_types)
+        return base // max(1, len(self._device_types))
 
     def _shard_times(
         self, operator: Operator, extents: IntArray, num_bytes: IntArray

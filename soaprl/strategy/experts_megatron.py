@@ -23,7 +23,7 @@ along the positions.
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.operators import Operator, OperatorGraph
-from soaprl.strategy.placing import Cut, Inapplicable, by_sample, nodes_of, placed, sample_cuts
+from soaprl.strategy.placing import Cut, Inapplicable, by_sample, placed, sample_cuts
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.tensor_groups import GroupKind, TensorGroup, lookups, position_factors, tensor_groups
 
@@ -65,18 +65,6 @@ def megatron_degrees(graph: OperatorGraph, cluster: Cluster) -> tuple[int, ...] 
         reason=f"batch of {graph.batch_size} too small: on {n} devices with tensor degrees"
         f" {', '.join(str(t) for t in divisors)} expected at least {n // divisors[-1]} samples"
     )
-
-
-def megatron_within_nodes(graph: OperatorGraph, cluster: Cluster) -> Strategy | Inapplicable:
-    """The strategy with the largest legal tensor degree that stays on one node, if any does.
-
-    The rule of thumb of Narayanan et al. (arXiv 2104.04473): tensor parallelism up to the size of a node.
-    """
-    degrees = megatron_degrees(graph, cluster)
-    if isinstance(degrees, Inapplicable):
-        return degrees
-    size = min(len(node) for node in nodes_of(cluster))
-    return _strategy(graph, cluster.num_devices, max((t for t in degrees if t <= size), default=degrees[0]))
 
 
 def _strategy(graph: OperatorGraph, num_devices: int, tensor: int) -> Strategy:

@@ -210,7 +210,7 @@ WRONG: list[tuple[dict[str, Any], type[SoaprlError], str]] = [
         r"nodes\[0\]\.topology\.bandwidth_bytes_per_s: expected this key, found none",
     ),
     (cluster_file(node=[]), ClusterError, r"unknown key 'node'\. Did you mean 'nodes'\?"),
-    (cluster_file(nodes=[switch_node(count=10**9)]), ClusterError, "at most 2048 devices, found 2000000000"),
+    (cluster_file(nodes=[switch_node(count=10**9)]), ClusterError, "at most 16384 devices, found 2000000000"),
     (cluster_file(nodes=[]), ClusterError, "is empty: expected at least one device"),
     (cluster_file(nodes=[switch_node(devices={})]), ClusterError, r"nodes\[0\]\.devices: "),
     (

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import ceil, log2
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaprl.cluster.cluster import Cluster, Device
+from soaprl.cluster.cluster import Cluster, Device, GivenAllReduce
 from soaprl.cluster.devices import device_type
+from soaprl.cluster.grouping import hub_routes
 from soaprl.cluster.presets import cluster_from_name
-from soaprl.cluster.tables import ClusterTables, cluster_tables
+from soaprl.cluster.tables import ClusterTables, cluster_tables, collective_tables
 from soaprl.cluster.topology import Wire, connect, star
 from soaprl.cost.transfers import (
     ALGORITHMS,
@@ -17,6 +19,7 @@ from soaprl.cost.transfers import (
     all_reduce_time,
     all_to_all_time,
     collective_scratch,
+    given_all_reduce,
     transfer_time,
 )
 
@@ -255,3 +258,42 @@ def test_the_algorithms_of_the_docstring_all_occur() -> None:
 def test_devices_out_of_order_or_twice_are_put_in_order() -> None:
     tables = cluster_tables(cluster_from_name("a100-2x4"))
     assert all_reduce_time(tables, [7, 0, 3, 0], GB) == all_reduce_time(tables, np.array([0, 3, 7]), GB)
+
+
+@pytest.mark.parametrize("name", ["k80-3x8", "p100-4x8", "v100-3x8", "h100-5x3", "cpu-3x5"])
+@pytest.mark.parametrize("paper", [False, True])
+def test_collectives_need_no_table_of_all_routes(name: str, paper: bool) -> None:
+    cluster = cluster_from_name(name)
+    routes = hub_routes(cluster.devices, cluster.links, "fabric")
+    assert routes is not None
+    table = cluster_tables(cluster, paper=paper)
+    hub = collective_tables(replace(cluster, routes=routes), paper=paper)
+    rng, algorithms = np.random.default_rng(0), set()
+    for _ in range(100):
+        members = rng.permutation(cluster.num_devices)[: rng.integers(1, cluster.num_devices + 1)].tolist()
+        num_bytes = int(rng.integers(0, 10 ** rng.integers(1, 9)))
+        for collective in (all_reduce_time, all_gather_time, all_to_all_time):
+            expected = collective(table, members, num_bytes)
+            assert collective(hub, members, num_bytes) == expected
+            algorithms.add(expected.algorithm)
+    assert {"ring", "tree", "pairwise"} <= algorithms or paper
+
+
+def test_a_given_all_reduce_is_looked_up_by_its_devices_and_bytes() -> None:
+    known = (
+        GivenAllReduce(devices=(0, 1), num_bytes=8, time_s=3.0, links=(), busy_s=()),
+        GivenAllReduce(devices=(0, 2), num_bytes=8, time_s=4.0, links=(5, 1), busy_s=(2.0, 3.5)),
+        GivenAllReduce(devices=(0, 2), num_bytes=16, time_s=5.0, links=(2,), busy_s=(4.5,)),
+    )
+    cluster = replace(cluster_from_name("p100-1x3"), all_reduces=known)
+    tables = cluster_tables(cluster)
+    links, busy_s = np.zeros(6, np.int64), np.zeros(6)
+    for one in known:
+        time_s, count = given_all_reduce(tables, np.array(one.devices), one.num_bytes, links, busy_s)
+        assert (time_s, count) == (one.time_s, len(one.links))
+        assert tuple(links[:count]) == one.links
+        assert tuple(busy_s[:count]) == one.busy_s
+    for devices, num_bytes in (((0, 1), 16), ((1, 2), 8), ((0,), 8)):
+        with pytest.raises(AssertionError):
+            given_all_reduce(tables, np.array(devices), num_bytes, links, busy_s)
+    assert cluster.fingerprint != replace(cluster, all_reduces=()).fingerprint

@@ -40,7 +40,11 @@ def test_the_optimum_over_all_strategies_is_found(graph: OperatorGraph, settings
     assert result.evaluation.iteration_time_s == optimum
 
 
-@pytest.mark.parametrize("name", list(methods()))
+# What has a strategy for two linear branches; experts are for whole kinds of models.
+APPLICABLE = [name for name in methods() if name not in ("one-weird-trick", "gnmt-expert", "megatron")]
+
+
+@pytest.mark.parametrize("name", APPLICABLE)
 def test_what_a_method_reports_is_what_simulation_says(name: str) -> None:
     problem = Problem(graph=diamond(sample=8, channel=8), cluster=node_cluster(2, 2), cost=TableCost())
     result = search(name, toy_task(problem, Simulator(problem), evaluations=200))

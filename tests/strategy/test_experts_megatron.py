@@ -9,7 +9,7 @@ from soaprl.graph.factors import FactorKind
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator import Problem, simulate
 from soaprl.strategy.baselines import data_parallel
-from soaprl.strategy.experts_megatron import megatron, megatron_degrees, megatron_within_nodes
+from soaprl.strategy.experts_megatron import megatron, megatron_degrees
 from soaprl.strategy.placing import Inapplicable
 from soaprl.strategy.strategy import Strategy
 from soaprl.strategy.tensor_groups import GroupKind, lookups, tensor_groups
@@ -133,15 +133,9 @@ def test_a_degree_that_is_not_legal_is_refused_with_those_that_are() -> None:
     assert "expected a tensor degree of 1, 2, 4" in found.reason
 
 
-def test_within_nodes_the_largest_degree_that_fits_on_a_node_is_taken() -> None:
-    graph = transformer("gpt2")
-    assert megatron_within_nodes(graph, load_cluster("k80-2x2")) == strategy_of(graph, "k80-2x2", 2)
-    assert megatron_within_nodes(graph, load_cluster("a100-1x8")) == strategy_of(graph, "a100-1x8", 4)
-
-
 @pytest.mark.parametrize("name", ["lenet", "alexnet", "rnnlm", "nmt", "dlrm"])
 def test_what_has_no_attention_heads_is_no_transformer(name: str) -> None:
     graph, cluster = capture_model(name, 64), load_cluster("p100-1x4")
-    for found in (megatron_degrees(graph, cluster), megatron_within_nodes(graph, cluster)):
+    for found in (megatron_degrees(graph, cluster), megatron(graph, cluster, tensor_degree=1)):
         assert isinstance(found, Inapplicable)
         assert "is no transformer" in found.reason

@@ -1,0 +1,42 @@
+"""Parameter cells on their way to be reduced: small ones with the same holders wait for each other."""
+
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.cells import Cell
+from soaprl.runtime.exchanges import total_bytes
+
+
+class Buckets:
+    """Cells by holders and data type, in the order in which backward passes complete them.
+
+    Args:
+        graph: The operators.
+        cells: All cells.
+        trained: The parameters that are trained.
+        bucket_bytes: A bucket of at least this size is full.
+    """
+
+    def __init__(self, graph: OperatorGraph, cells: list[Cell], trained: set[int], bucket_bytes: int) -> None:
+        self.graph = graph
+        self.bucket_bytes = bucket_bytes
+        self.sizes: dict[tuple[tuple[int, ...], str], int] = {}
+        self.open: dict[tuple[tuple[int, ...], str], list[Cell]] = {}
+        self.by_operator: dict[int, list[Cell]] = {}
+        for cell in cells:
+            if len(cell.holders) > 1 and cell.completed_by >= 0 and cell.block.tensor in trained:
+                self.by_operator.setdefault(cell.completed_by, []).append(cell)
+
+    def completed(self, operator: int) -> list[list[Cell]]:
+        """The buckets that are full once the backward pass of `operator` has run."""
+        full = []
+        for cell in self.by_operator.get(operator, ()):
+            key = (cell.holders, self.graph.tensors[cell.block.tensor].dtype)
+            self.open.setdefault(key, []).append(cell)
+            self.sizes[key] = self.sizes.get(key, 0) + total_bytes(self.graph, [cell.block])
+            if self.sizes[key] >= self.bucket_bytes:
+                del self.sizes[key]
+                full.append(self.open.pop(key))
+        return full
+
+    def rest(self) -> list[list[Cell]]:
+        """What is left."""
+        return list(self.open.values())

@@ -1,0 +1,124 @@
+"""Cells of parameters: boxes whose elements the same ranks hold, as large as possible.
+
+A rank holds what its tasks read. Gradients of a cell that several ranks hold are summed over all of them once
+the last contribution is there. Elements that no task reads (rows of a table that the model slices off) are
+held by the first rank that holds any of the tensor, so that weight decay reaches them as it should.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from soaprl.graph.operators import OperatorGraph, TensorRole
+from soaprl.runtime.boxes import merged, num_elements
+from soaprl.runtime.layout import Tasks
+from soaprl.runtime.program import Block, Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A box of a parameter.
+
+    Attributes:
+        block: The box.
+        holders: The ranks that hold it, ascending; the first one owns it.
+        completed_by: The operator whose backward pass gives the last contribution to its gradient, or -1 if
+            nothing contributes.
+    """
+
+    block: Block
+    holders: tuple[int, ...]
+    completed_by: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One reading of a parameter.
+
+    Attributes:
+        rank: The reading rank.
+        operator: The reading operator.
+        box: What is read.
+        contributes: Whether a gradient comes of it.
+    """
+
+    rank: int
+    operator: int
+    box: Box
+    contributes: bool
+
+
+def parameter_holdings(graph: OperatorGraph, tasks: tuple[Tasks, ...]) -> dict[int, list[Holding]]:
+    """All readings of each parameter, by tensor; empty regions hold nothing."""
+    found: dict[int, dict[Holding, None]] = {}
+    for number, (operator, layout) in enumerate(zip(graph.operators, tasks, strict=True)):
+        for access, boxes in zip(operator.parameters, layout.parameters, strict=True):
+            if graph.tensors[access.tensor].role is not TensorRole.PARAMETER:
+                continue
+            gives = access.gradient and operator.has_backward
+            for rank, box in zip(layout.ranks, boxes, strict=True):
+                if num_elements(box):
+                    holding = Holding(rank=rank, operator=number, box=box, contributes=gives)
+                    found.setdefault(access.tensor, {})[holding] = None
+    return {tensor: list(found[tensor]) for tensor in sorted(found)}
+
+
+def parameter_cells(graph: OperatorGraph, holdings: dict[int, list[Holding]]) -> list[Cell]:
+    """The cells of all parameters, by tensor and then row-major."""
+    return [
+        cell
+        for tensor, readings in holdings.items()
+        for cell in _tensor_cells(tensor, graph.tensors[tensor].refined_shape, readings)
+    ]
+
+
+def _tensor_cells(tensor: int, shape: tuple[int, ...], readings: list[Holding]) -> list[Cell]:
+    cuts = tuple(
+        tuple(sorted({0, extent, *(edge for r in readings for edge in r.box[d])}))
+        for d, extent in enumerate(shape)
+    )
+    sides = [len(cut) - 1 for cut in cuts]
+    index_of = [{edge: i for i, edge in enumerate(cut)} for cut in cuts]
+    ranks = sorted({r.rank for r in readings})
+    held = [np.zeros(sides, np.bool_) for _ in ranks]
+    last = np.full(sides, -1, np.int64)
+    for reading in readings:
+        where = tuple(slice(at[a], at[b]) for at, (a, b) in zip(index_of, reading.box, strict=True))
+        held[ranks.index(reading.rank)][where] = True
+        if reading.contributes:
+            seen = last[where]
+            last[where] = np.where(seen < 0, reading.operator, np.minimum(seen, reading.operator))
+    held[0] |= ~np.any(held, axis=0)
+    keys = np.stack([*held, last]).reshape(len(ranks) + 1, -1).T
+    distinct, labels = np.unique(keys, axis=0, return_inverse=True)
+    return [
+        Cell(
+            block=Block(tensor=tensor, box=box),
+            holders=tuple(r for r, holds in zip(ranks, distinct[label][:-1].tolist(), strict=True) if holds),
+            completed_by=int(distinct[label][-1]),
+        )
+        for label, box in merged(labels.reshape(sides), cuts)
+    ]
+
+
+def rank_blocks(cells: list[Cell], num_ranks: int) -> list[tuple[Block, ...]]:
+    """For each rank, what it holds of every parameter in as few boxes as possible."""
+    by_rank: list[dict[int, list[Box]]] = [{} for _ in range(num_ranks)]
+    for cell in cells:
+        for rank in cell.holders:
+            by_rank[rank].setdefault(cell.block.tensor, []).append(cell.block.box)
+    return [
+        tuple(Block(tensor=t, box=box) for t, boxes in held.items() for box in _joined(boxes))
+        for held in by_rank
+    ]
+
+
+def _joined(boxes: list[Box]) -> list[Box]:
+    """Disjoint boxes as fewer of the same union."""
+    if len(boxes) == 1:
+        return boxes
+    cuts = tuple(tuple(sorted({edge for box in boxes for edge in box[d]})) for d in range(len(boxes[0])))
+    labels = np.full([len(cut) - 1 for cut in cuts], -1, np.int64)
+    for box in boxes:
+        labels[tuple(slice(c.index(a), c.index(b)) for c, (a, b) in zip(cuts, box, strict=True))] = 0
+    return [box for _, box in merged(labels, cuts)]

@@ -1,0 +1,322 @@
+"""The compiler: a graph and a strategy become one static program for each rank.
+
+Steps are emitted in one global order (see `soaprl.runtime.program`): for each operator its tasks' forward
+passes, then one exchange of what they wrote; the loss; for each operator in reverse its tasks' backward
+passes, one exchange of the gradients that are complete then, and the reductions of the parameter cells whose
+last contribution that was, in buckets; at the end the updates. This is what `soaprl.simulator` simulates,
+with two differences: pieces that go the same way at the same time are one message, and small cells with the
+same holders are one reduction.
+"""
+
+from collections.abc import Iterable
+
+from soaprl.errors import GraphError, StrategyError
+from soaprl.graph.files import graph_fingerprint
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.buckets import Buckets
+from soaprl.runtime.cells import Cell, parameter_cells, parameter_holdings, rank_blocks
+from soaprl.runtime.deliveries import Route, find_deliveries
+from soaprl.runtime.exchanges import exchange_steps, total_bytes
+from soaprl.runtime.layout import Tasks, graph_tasks
+from soaprl.runtime.program import (
+    Backward,
+    Block,
+    CompileOptions,
+    Direction,
+    Forward,
+    LoadInputs,
+    MakeConstants,
+    Piece,
+    Program,
+    RankProgram,
+    ReduceGradients,
+    ReduceLoss,
+    ReduceNorm,
+    ReduceStatistics,
+    Shared,
+    Step,
+    Update,
+    UpdateBuffers,
+)
+from soaprl.runtime.sources import buffer_updates, needed_sources
+from soaprl.runtime.statistics import Normalization, channel_groups, normalizations, synchronized_calls
+from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.validation import check_strategy
+
+
+def compile_program(
+    graph: OperatorGraph,
+    strategy: Strategy,
+    *,
+    num_ranks: int | None = None,
+    options: CompileOptions | None = None,
+    fingerprint: str | None = None,
+) -> Program:
+    """The programs of all ranks.
+
+    Args:
+        graph: What to run.
+        strategy: How; device numbers are ranks.
+        num_ranks: Number of ranks; by default as many as the strategy names.
+        options: What the strategy does not say.
+        fingerprint: Of `graph`, where the caller already has it.
+
+    Raises:
+        StrategyError: The strategy does not fit the graph or the number of ranks.
+        GraphError: The graph has no loss of one element that an operator computes.
+    """
+    named = 1 + max((d for config in strategy.configs for d in config.devices), default=0)
+    num_ranks = named if num_ranks is None else num_ranks
+    if num_ranks < named:
+        raise StrategyError(
+            f"the strategy for {graph.name!r} names {named} devices, and there are {num_ranks} ranks: start"
+            f" {named} processes, or search for a strategy for {num_ranks} devices"
+        )
+    check_strategy(graph, num_ranks, strategy)
+    options = options or CompileOptions()
+    return Program(
+        model=graph.name,
+        graph_fingerprint=fingerprint or graph_fingerprint(graph),
+        configs=strategy.configs,
+        options=options,
+        ranks=_Compiler(graph, strategy, num_ranks, options).compiled(),
+    )
+
+
+class _Compiler:
+    """The steps emitted so far."""
+
+    def __init__(
+        self, graph: OperatorGraph, strategy: Strategy, num_ranks: int, options: CompileOptions
+    ) -> None:
+        self.graph = graph
+        self.options = options
+        self.everyone = tuple(range(num_ranks))
+        self.tasks = graph_tasks(graph, strategy)
+        self.deliveries = find_deliveries(graph, self.tasks)
+        holdings = parameter_holdings(graph, self.tasks)
+        self.cells = parameter_cells(graph, holdings)
+        self.trained = {
+            tensor
+            for tensor, readings in holdings.items()
+            if graph.tensors[tensor].requires_grad and any(r.contributes for r in readings)
+        }
+        self.steps: list[list[Step]] = [[] for _ in self.everyone]
+        self.next_id = 0
+        self.arrivals: list[dict[Piece, int]] = [{} for _ in self.everyone]
+        self.returned_at: dict[int, int] = {}
+        self.awaited: list[set[int]] = [set() for _ in self.everyone]
+        self.reductions: list[list[int]] = [[] for _ in self.everyone]
+
+    def compiled(self) -> tuple[RankProgram, ...]:
+        """The programs, by rank."""
+        sources = needed_sources(self.graph, self.tasks, len(self.everyone))
+        for rank, needed in zip(self.everyone, sources, strict=True):
+            if needed.inputs:
+                self.steps[rank].append(LoadInputs(blocks=needed.inputs))
+            if needed.constants:
+                self.steps[rank].append(MakeConstants(calls=needed.constants))
+        loss = self._loss_operator()
+        for operator in range(len(self.graph.operators)):
+            self._forward(operator)
+        self._reduce_loss(loss)
+        buckets = Buckets(self.graph, self.cells, self.trained, self.options.bucket_bytes)
+        for operator in reversed(range(len(self.graph.operators))):
+            if self.graph.operators[operator].has_backward:
+                self._backward(operator)
+                self._reduce_cells(buckets.completed(operator))
+        self._reduce_cells(buckets.rest())
+        blocks = rank_blocks(self.cells, len(self.everyone))
+        updates = buffer_updates(self.graph, self.tasks)
+        for group, buffers in updates.groups:
+            self._share(UpdateBuffers(id=self._id(), group=group, buffers=buffers), group)
+        self._update(blocks)
+        return tuple(
+            RankProgram(
+                rank=rank,
+                parameters=blocks[rank],
+                owned=tuple(cell.block for cell in self.cells if cell.holders[0] == rank),
+                buffers=sources[rank].buffers,
+                owned_buffers=updates.owned.get(rank, ()),
+                steps=tuple(self.steps[rank]),
+            )
+            for rank in self.everyone
+        )
+
+    def _id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    def _share(self, step: Shared, group: Iterable[int]) -> None:
+        for rank in group:
+            self.steps[rank].append(step)
+
+    def _new(self, rank: int, ids: Iterable[int]) -> tuple[int, ...]:
+        """The ids among `ids` that no step of the rank has awaited yet."""
+        waits = sorted(set(ids) - self.awaited[rank])
+        self.awaited[rank].update(waits)
+        return tuple(waits)
+
+    def _forward(self, operator: int) -> None:
+        layout, op = self.tasks[operator], self.graph.operators[operator]
+        shared = synchronized_calls(op, layout.boxes, self.options.batch_norm)
+        recorded = _recorded(normalizations(op), layout)
+        combined: dict[int, int] = {}
+        for stage in range(len(shared) + 1):
+            for part, rank in enumerate(layout.ranks):
+                reads = tuple(self.deliveries.reads[operator, part])
+                pieces = (piece for read in reads for piece in read.pieces) if stage == 0 else ()
+                ids = [self.arrivals[rank][p] for p in pieces if p in self.arrivals[rank]]
+                ids += [combined[part]] if stage else []
+                self.steps[rank].append(
+                    Forward(
+                        operator=operator,
+                        part=part,
+                        stage=stage,
+                        waits=self._new(rank, ids),
+                        reads=reads if stage == 0 else (),
+                        parameters=_blocks(op.parameters, layout.parameters, part) if stage == 0 else (),
+                        buffers=_blocks(op.buffers, layout.buffers, part) if stage == 0 else (),
+                        writes=self._writes(operator, part) if stage == len(shared) else (),
+                        statistics=recorded.get(part, ()) if stage == 0 else (),
+                    )
+                )
+            if stage < len(shared):
+                combined = self._reduce_statistics("forward", operator, stage, shared[stage])
+        self._exchange("forward", operator, self.deliveries.forward[operator])
+
+    def _writes(self, operator: int, part: int) -> tuple[Piece, ...]:
+        accesses, regions = self.graph.operators[operator].outputs, self.tasks[operator].outputs
+        return tuple(
+            Piece(tensor=access.tensor, part=part, box=boxes[part])
+            for access, boxes in zip(accesses, regions, strict=True)
+        )
+
+    def _backward(self, operator: int) -> None:
+        layout, op = self.tasks[operator], self.graph.operators[operator]
+        shared = synchronized_calls(op, layout.boxes, self.options.batch_norm)
+        combined: dict[int, int] = {}
+        for stage in reversed(range(len(shared) + 1)):
+            for part, rank in reversed(list(enumerate(layout.ranks))):
+                ids = [self.returned_at[c] for c in self.deliveries.returns.get((operator, part), ())]
+                ids += [combined[part]] if part in combined else []
+                self.steps[rank].append(
+                    Backward(operator=operator, part=part, stage=stage, waits=self._new(rank, ids))
+                )
+            if stage > 0:
+                combined = self._reduce_statistics("backward", operator, stage - 1, shared[stage - 1])
+        self._exchange("backward", operator, self.deliveries.backward.get(operator, {}))
+
+    def _reduce_statistics(
+        self, direction: Direction, operator: int, stage: int, normalization: Normalization
+    ) -> dict[int, int]:
+        """Reduces the rows of each group of channels; the id that each part waits for."""
+        layout, combined = self.tasks[operator], {}
+        for parts in channel_groups(layout.boxes, normalization):
+            group = tuple(sorted({layout.ranks[p] for p in parts}))
+            step = ReduceStatistics(
+                id=self._id(), direction=direction, operator=operator, stage=stage, parts=parts, group=group
+            )
+            self._share(step, group)
+            combined.update(dict.fromkeys(parts, step.id))
+        return combined
+
+    def _exchange(self, direction: Direction, operator: int, routes: dict[Route, list[Piece]]) -> None:
+        if not routes:
+            return
+        number = self._id()
+        for rank, step in exchange_steps(self.graph, number, direction, operator, routes):
+            self.steps[rank].append(step)
+        if direction == "backward":
+            self.returned_at[operator] = number
+            return
+        for (_, target), pieces in routes.items():
+            self.arrivals[target].update(dict.fromkeys(pieces, number))
+
+    def _loss_operator(self) -> int:
+        """The operator that computes the loss; if it is no sum of parts, all its ranks get all parts."""
+        loss = self.graph.tensors[self.graph.loss]
+        if self.graph.loss not in self.graph.producer or loss.num_elements != 1:
+            raise GraphError(
+                f"the loss of {self.graph.name!r}, {loss.name!r}, has {loss.num_elements} elements"
+                f" and {'an' if self.graph.loss in self.graph.producer else 'no'} operator that computes it;"
+                " expected one element that an operator computes: return a scalar from forward"
+            )
+        operator = self.graph.producer[self.graph.loss]
+        if not self._loss_is_a_sum(operator):
+            routes, ranks = self.deliveries.forward[operator], self.tasks[operator].ranks
+            for piece in self._loss_pieces(operator):
+                for target in set(ranks) - {ranks[piece.part]}:
+                    sent = routes.setdefault((ranks[piece.part], target), [])
+                    if piece not in sent:
+                        sent.append(piece)
+            self.deliveries.forward[operator] = dict(sorted(routes.items()))
+        return operator
+
+    def _loss_pieces(self, operator: int) -> list[Piece]:
+        parts = range(len(self.tasks[operator].ranks))
+        return [
+            piece for p in parts for piece in self._writes(operator, p) if piece.tensor == self.graph.loss
+        ]
+
+    def _loss_is_a_sum(self, operator: int) -> bool:
+        (access,) = [a for a in self.graph.operators[operator].outputs if a.tensor == self.graph.loss]
+        return access.combine == "sum" or len(self.tasks[operator].ranks) == 1
+
+    def _reduce_loss(self, operator: int) -> None:
+        pieces, ranks, number = self._loss_pieces(operator), self.tasks[operator].ranks, self._id()
+        summed = self._loss_is_a_sum(operator)
+        for rank in self.everyone:
+            read = [p for p in pieces if ranks[p.part] == rank or (not summed and rank in ranks)]
+            ids = [self.arrivals[rank][p] for p in read if p in self.arrivals[rank]]
+            self.steps[rank].append(
+                ReduceLoss(
+                    id=number,
+                    group=self.everyone,
+                    waits=self._new(rank, ids),
+                    pieces=tuple(read),
+                    counted=bool(read) and (summed or rank == ranks[0]),
+                )
+            )
+
+    def _reduce_cells(self, buckets: Iterable[list[Cell]]) -> None:
+        for bucket in buckets:
+            cells, group = tuple(cell.block for cell in bucket), bucket[0].holders
+            step = ReduceGradients(
+                id=self._id(), group=group, cells=cells, num_bytes=total_bytes(self.graph, cells)
+            )
+            self._share(step, group)
+            for rank in group:
+                self.reductions[rank].append(step.id)
+
+    def _update(self, blocks: list[tuple[Block, ...]]) -> None:
+        trained = [tuple(b for b in held if b.tensor in self.trained) for held in blocks]
+        group = tuple(rank for rank in self.everyone if trained[rank])
+        number = self._id() if self.options.clip_gradients and group else None
+        for rank in group:
+            waits = self._new(rank, self.reductions[rank])
+            if number is not None:
+                counted = tuple(
+                    cell.block
+                    for cell in self.cells
+                    if cell.holders[0] == rank and cell.block.tensor in self.trained
+                )
+                self.steps[rank].append(ReduceNorm(id=number, group=group, waits=waits, cells=counted))
+                waits = self._new(rank, [number])
+            self.steps[rank].append(Update(waits=waits, parameters=trained[rank]))
+
+
+def _recorded(found: tuple[Normalization, ...], layout: Tasks) -> dict[int, tuple[int, ...]]:
+    """For each part, the calls whose statistics it records: the first part of each group of channels."""
+    recorded: dict[int, tuple[int, ...]] = {}
+    for n in found:
+        if n.running is not None:
+            for parts in channel_groups(layout.boxes, n):
+                recorded[parts[0]] = (*recorded.get(parts[0], ()), n.call)
+    return recorded
+
+
+def _blocks(accesses: tuple, regions: tuple, part: int) -> tuple[Block, ...]:  # type: ignore[type-arg]
+    return tuple(
+        Block(tensor=access.tensor, box=boxes[part]) for access, boxes in zip(accesses, regions, strict=True)
+    )

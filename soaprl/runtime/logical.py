@@ -1,0 +1,233 @@
+"""The reference executor: the programs of all ranks in one process.
+
+Each rank has tensors of its own, and what goes between them is copied. Ranks run one after the other up to
+the next shared step; a shared step takes place when all of its ranks have come to it, and what it brings is
+there only once a later step awaits it. So a program that waits too little, or in another order, fails here
+as it would between processes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from soaprl.errors import ProgramError
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.calls import Kernel
+from soaprl.runtime.lifetimes import last_uses
+from soaprl.runtime.local import kernels
+from soaprl.runtime.program import (
+    Backward,
+    Exchange,
+    Forward,
+    LoadInputs,
+    MakeConstants,
+    Piece,
+    Program,
+    ReduceGradients,
+    ReduceLoss,
+    ReduceNorm,
+    ReduceStatistics,
+    Shared,
+    Step,
+    Update,
+    UpdateBuffers,
+)
+from soaprl.runtime.rank import Fetch, RankState, Reduction
+
+_REDUCTIONS = (ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
+_SHARED = (Exchange, *_REDUCTIONS)
+# What an executor calls when a rank comes to its update.
+UpdateRank: TypeAlias = Callable[[RankState], None]
+# What it calls with each piece that a rank has written.
+Watch: TypeAlias = Callable[[Piece, Tensor], None]
+
+
+class LogicalRanks:
+    """All ranks of a program.
+
+    Args:
+        graph: The operators.
+        program: A program of this graph.
+        state: Gives the initial content of blocks of parameters and of whole buffers.
+        devices: Where each rank's tensors are; all on the CPU if None.
+        table: Kernels, built anew if None.
+
+    Attributes:
+        states: The state of each rank.
+    """
+
+    def __init__(
+        self,
+        graph: OperatorGraph,
+        program: Program,
+        state: Fetch,
+        *,
+        devices: tuple[torch.device, ...] | None = None,
+        table: Mapping[str, Kernel] | None = None,
+    ) -> None:
+        devices = devices or (torch.device("cpu"),) * program.num_ranks
+        table = kernels() if table is None else table
+        self.states = tuple(
+            RankState(graph, program, rank, state, device, table) for rank, device in enumerate(devices)
+        )
+        self._drops = tuple(last_uses(rank) for rank in program.ranks)
+
+    def iterate(
+        self, batch: Fetch, *, seed: int = 0, update: UpdateRank | None = None, watch: Watch | None = None
+    ) -> Tensor:
+        """Runs one iteration.
+
+        Args:
+            batch: Gives blocks of the graph inputs.
+            seed: Of the random numbers of the iteration (dropout).
+            update: Called with each rank whose gradients are complete.
+            watch: Called with all that tasks write.
+
+        Returns:
+            The loss, float64.
+
+        Raises:
+            ProgramError: Ranks wait for each other.
+        """
+        runs = [_RankRun(s, d, batch, update, watch) for s, d in zip(self.states, self._drops, strict=True)]
+        for run in runs:
+            run.state.begin(seed)
+            run.state.clear_gradients()
+            run.advance()
+        while any(run.current is not None for run in runs):
+            waiting = {run.rank: run for run in runs if run.current is not None}
+            first = min(_shared(run.current).id for run in waiting.values())
+            group = [run for run in waiting.values() if _shared(run.current).id == first]
+            expected = _shared(group[0].current).group
+            if tuple(run.rank for run in group) != expected:
+                raise ProgramError(
+                    f"step {first} is shared by the ranks {expected}, but only"
+                    f" {tuple(run.rank for run in group)} come to it: compile the strategy again"
+                )
+            _perform(group)
+            for run in group:
+                run.index += 1
+                run.advance()
+        for run in runs:
+            run.complete(list(run.pending))
+        return self.states[0].loss
+
+
+def _shared(step: Step | None) -> Shared:
+    assert isinstance(step, _SHARED), "ranks stop at shared steps"
+    return step
+
+
+class _RankRun:
+    """One rank in one iteration."""
+
+    def __init__(
+        self,
+        state: RankState,
+        drops: tuple[tuple[Piece, ...], ...],
+        batch: Fetch,
+        update: UpdateRank | None,
+        watch: Watch | None,
+    ) -> None:
+        self.state, self.rank, self.index = state, state.program.rank, 0
+        self.pending: dict[int, Callable[[], None]] = {}
+        self._drops, self._batch, self._update, self._watch = drops, batch, update, watch
+
+    @property
+    def current(self) -> Step | None:
+        """The step that the rank has come to; None after the last."""
+        steps = self.state.program.steps
+        return steps[self.index] if self.index < len(steps) else None
+
+    def complete(self, ids: list[int] | tuple[int, ...]) -> None:
+        """Lets what the shared steps `ids` brought be there."""
+        for number in ids:
+            self.pending.pop(number)()
+
+    def advance(self) -> None:
+        """Runs up to the next shared step, which awaits what it needs."""
+        while self.current is not None and not isinstance(self.current, _SHARED):
+            self._local(self.current)
+            self._drop()
+            self.index += 1
+        if isinstance(self.current, ReduceLoss | ReduceNorm):
+            self.complete(self.current.waits)
+
+    def leave(self) -> None:
+        """Forgets what only the shared step at hand needed."""
+        self._drop()
+
+    def _drop(self) -> None:
+        self.state.drop(self._drops[self.index])
+
+    def _local(self, step: Step) -> None:
+        if isinstance(step, LoadInputs):
+            self.state.load_inputs(step, self._batch)
+        elif isinstance(step, MakeConstants):
+            self.state.make_constants(step)
+        elif isinstance(step, Forward):
+            self.complete(step.waits)
+            self.state.forward(step)
+            if self._watch is not None:
+                for piece in step.writes:
+                    self._watch(piece, self.state.value(piece))
+        elif isinstance(step, Backward):
+            self.complete(step.waits)
+            self.state.backward(step)
+        else:
+            assert isinstance(step, Update), f"{type(step).__name__} is shared"
+            self.complete(step.waits)
+            if self._update is not None:
+                self._update(self.state)
+
+
+def _perform(group: list[_RankRun]) -> None:
+    """Carries out the shared step that all of its ranks have come to."""
+    if isinstance(group[0].current, Exchange):
+        _exchange(group)
+    else:
+        _reduce(group)
+    for run in group:
+        run.leave()
+
+
+def _exchange(group: list[_RankRun]) -> None:
+    posted: dict[tuple[int, int], list[Tensor]] = {}
+    for run in group:
+        step = run.current
+        assert isinstance(step, Exchange), "all ranks share the step"
+        for message in step.sends:
+            contents = run.state.outgoing(message, step.direction)
+            posted[run.rank, message.peer] = [content.clone() for content in contents]
+    for run in group:
+        step = run.current
+        assert isinstance(step, Exchange), "all ranks share the step"
+
+        def arrive(run: _RankRun = run, step: Exchange = step) -> None:
+            for message in step.receives:
+                contents = [c.to(run.state.device) for c in posted[message.peer, run.rank]]
+                run.state.incoming(message, step.direction, contents)
+
+        run.pending[step.id] = arrive
+
+
+def _reduce(group: list[_RankRun]) -> None:
+    totals: list[Tensor] = []
+    for run in group:
+        step = run.current
+        assert isinstance(step, _REDUCTIONS), "all ranks share the step"
+        contributions = run.state.contribution(step)
+        if not totals:
+            totals = [c.clone() for c in contributions]
+        else:
+            totals = [t + c.to(t.device) for t, c in zip(totals, contributions, strict=True)]
+    for run in group:
+        step = run.current
+        assert isinstance(step, _REDUCTIONS), "all ranks share the step"
+
+        def enter(run: _RankRun = run, step: Reduction = step) -> None:
+            run.state.enter(step, [t.to(run.state.device) for t in totals])
+
+        run.pending[step.id] = enter

@@ -1,0 +1,388 @@
+"""The static program of every rank: what it computes, sends, receives, reduces and updates, in order.
+
+Names. What tasks write is a `Piece`: a tensor, the task (part) of its producer, and a box in the refined
+coordinates of the tensor. The box is all that the task writes, on the rank that runs the task, or what a
+delivery brought of it, on another rank. A `Block` is a box of a tensor that no task writes: a graph input, a
+parameter, a buffer. The gradient of a piece has the name of the piece.
+
+Order. Every step that involves several ranks has an `id`; each rank's steps have ascending ids, and all ranks
+of a step have the same id for it. So all ranks take part in what they share in one global order, and no rank
+can wait for one that waits for it, even if every send waited for its receive (`soaprl.runtime.check` proves
+both). Steps with an id start when the rank comes to them; a later step that needs what they bring names them
+in its `waits`. An id that no step waits for need not be complete before the end of the iteration.
+
+The order of the computations is that of the simulator: operators forwards, then backwards.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Discriminator
+
+from soaprl.strategy.strategy import OpConfig, Strategy
+
+Box: TypeAlias = tuple[tuple[int, int], ...]
+Direction: TypeAlias = Literal["forward", "backward"]
+BatchNorm: TypeAlias = Literal["local", "synchronized"]
+Pattern: TypeAlias = Literal["point_to_point", "all_gather", "all_to_all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Something that a task wrote, or a box of it.
+
+    Attributes:
+        tensor: Index of the tensor in the graph.
+        part: The task of its producer that wrote it.
+        box: Which elements, in refined coordinates.
+    """
+
+    tensor: int
+    part: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A box of a graph input, parameter or buffer.
+
+    Attributes:
+        tensor: Index of the tensor in the graph.
+        box: Which elements, in refined coordinates.
+    """
+
+    tensor: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """How a task gets the region that it reads of one input.
+
+    Attributes:
+        tensor: Index of the tensor in the graph.
+        box: The region, in refined coordinates.
+        pieces: What it is made of, by part: each gives its overlap with the region. Pieces with the same
+            overlap are partial results, to be combined in this order as the producer's `Access.combine` says.
+            Empty for graph inputs and constants, which are read from their block or whole tensor.
+        gradient: Whether the task's backward pass gives a gradient to each of the pieces.
+    """
+
+    tensor: int
+    box: Box
+    pieces: tuple[Piece, ...]
+    gradient: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What goes between this rank and a peer in one packed buffer.
+
+    Attributes:
+        peer: The other rank.
+        pieces: Their elements follow each other in this order, row-major.
+        num_bytes: Bytes of all pieces.
+    """
+
+    peer: int
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadInputs:
+    """Takes these blocks of the graph inputs from the batch; blocks of a tensor may overlap."""
+
+    blocks: tuple[Block, ...]
+    kind: Literal["load_inputs"] = "load_inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeConstants:
+    """Runs these of the graph's constant calls, in order; their results are whole."""
+
+    calls: tuple[int, ...]
+    kind: Literal["make_constants"] = "make_constants"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """The forward pass of one task, or a stage of it.
+
+    An operator with synchronized batch normalization runs in stages. Each but the last ends with the part's
+    statistics, which the `ReduceStatistics` of the stage combines; the next one continues with the result.
+
+    Attributes:
+        operator: Index of the operator.
+        part: Which task.
+        stage: 0 for an operator without synchronized statistics.
+        waits: Ids that must be complete.
+        reads: For each input of the operator, what the task reads; only in stage 0.
+        parameters: The same for each parameter.
+        buffers: The same for each buffer.
+        writes: For each output, what the task writes; only in the last stage.
+        statistics: The calls of the body whose batch statistics enter the running statistics of this rank.
+    """
+
+    operator: int
+    part: int
+    stage: int
+    waits: tuple[int, ...]
+    reads: tuple[Read, ...]
+    parameters: tuple[Block, ...]
+    buffers: tuple[Block, ...]
+    writes: tuple[Piece, ...]
+    statistics: tuple[int, ...]
+    kind: Literal["forward"] = "forward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backward:
+    """The backward pass of one task, or a stage of it; stages run in reverse.
+
+    It takes the gradients of what the task wrote: what the readers on this rank gave, plus what the awaited
+    exchanges brought. Stage 0 gives gradients to the parameters and to the pieces of each read that asks.
+
+    Attributes:
+        operator: Index of the operator.
+        part: Which task.
+        stage: 0 for an operator without synchronized statistics.
+        waits: Ids that must be complete.
+    """
+
+    operator: int
+    part: int
+    stage: int
+    waits: tuple[int, ...]
+    kind: Literal["backward"] = "backward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """Sends and receives, all at once: what one operator wrote, or the gradients that it completed.
+
+    Forward messages hold pieces that `operator` wrote; the receiver keeps them under the same names.
+    Backward messages hold gradients, summed over all readers on the sending rank, of pieces that it received;
+    the receiver, which wrote them, adds each to the gradient of what it wrote.
+
+    Attributes:
+        id: Place in the global order.
+        direction: Of which pass.
+        operator: Index of the operator after whose tasks the exchange comes.
+        sends: At most one message for each peer, by peer.
+        receives: The same.
+        pattern: ``all_gather`` if each rank of `group` sends the same pieces to all others, ``all_to_all`` if
+            each sends as many bytes to each other; the buffers are the same either way.
+        group: All ranks that take part, ascending.
+    """
+
+    id: int
+    direction: Direction
+    operator: int
+    sends: tuple[Message, ...]
+    receives: tuple[Message, ...]
+    pattern: Pattern
+    group: tuple[int, ...]
+    kind: Literal["exchange"] = "exchange"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceStatistics:
+    """Sums a table over the ranks of a group, for synchronized batch normalization.
+
+    The table has a row for each of `parts`. In the forward pass a rank fills in the rows of its own tasks; in
+    the backward pass it adds up what its tasks give as the gradient of the whole table.
+
+    Attributes:
+        id: Place in the global order.
+        direction: Of which pass.
+        operator: Index of the operator.
+        stage: The forward stage that ends with it.
+        parts: The tasks that normalize the same channels together, ascending.
+        group: Their ranks, ascending.
+    """
+
+    id: int
+    direction: Direction
+    operator: int
+    stage: int
+    parts: tuple[int, ...]
+    group: tuple[int, ...]
+    kind: Literal["reduce_statistics"] = "reduce_statistics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceLoss:
+    """Sums the loss over all ranks, and seeds the backward pass.
+
+    The gradient of the loss with respect to each piece that this rank wrote is 1 if the loss is a sum of
+    them, and that of the combination otherwise.
+
+    Attributes:
+        id: Place in the global order.
+        group: All ranks.
+        waits: Ids that must be complete.
+        pieces: By part: the pieces of this rank if the loss is their sum, else those of all ranks.
+        counted: Whether this rank adds the combination of its pieces to the sum (else it adds 0).
+    """
+
+    id: int
+    group: tuple[int, ...]
+    waits: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    counted: bool
+    kind: Literal["reduce_loss"] = "reduce_loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceGradients:
+    """Sums the gradients of parameter cells over the ranks that hold them: one bucket.
+
+    Attributes:
+        id: Place in the global order.
+        group: All ranks that hold the cells, ascending.
+        cells: Their elements follow each other in this order, row-major; of one data type.
+        num_bytes: Bytes of all cells.
+    """
+
+    id: int
+    group: tuple[int, ...]
+    cells: tuple[Block, ...]
+    num_bytes: int
+    kind: Literal["reduce_gradients"] = "reduce_gradients"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceNorm:
+    """Sums the squares of all gradients over all ranks that have parameters, for clipping.
+
+    Attributes:
+        id: Place in the global order.
+        group: Those ranks, ascending.
+        waits: Ids that must be complete.
+        cells: What this rank counts; each trainable element is counted by one rank.
+    """
+
+    id: int
+    group: tuple[int, ...]
+    waits: tuple[int, ...]
+    cells: tuple[Block, ...]
+    kind: Literal["reduce_norm"] = "reduce_norm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBuffers:
+    """Enters the recorded batch statistics into running statistics.
+
+    A buffer that one call writes is updated where this rank recorded statistics, without communication
+    (the group is this rank). One that several calls write (a layer used more than once) is updated whole on
+    all ranks of the group, from the sum of what they recorded.
+
+    Attributes:
+        id: Place in the global order.
+        group: The ranks that recorded statistics of the buffers, ascending.
+        buffers: Indices of the tensors.
+    """
+
+    id: int
+    group: tuple[int, ...]
+    buffers: tuple[int, ...]
+    kind: Literal["update_buffers"] = "update_buffers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """The optimizer's step.
+
+    Attributes:
+        waits: Ids that must be complete.
+        parameters: The blocks of this rank that are trained; a gradient that nothing contributed to is 0.
+    """
+
+    waits: tuple[int, ...]
+    parameters: tuple[Block, ...]
+    kind: Literal["update"] = "update"
+
+
+Step: TypeAlias = Annotated[
+    LoadInputs
+    | MakeConstants
+    | Forward
+    | Backward
+    | Exchange
+    | ReduceStatistics
+    | ReduceLoss
+    | ReduceGradients
+    | ReduceNorm
+    | UpdateBuffers
+    | Update,
+    Discriminator("kind"),
+]
+Shared: TypeAlias = Exchange | ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankProgram:
+    """What one rank holds and does.
+
+    Attributes:
+        rank: The rank; the number of its device in the strategy.
+        parameters: The blocks of parameters that it holds; disjoint.
+        owned: Disjoint boxes of parameters, each owned by one of the ranks that hold it: together, over all
+            ranks, every parameter that an operator reads, once.
+        buffers: Buffers that it holds, whole.
+        owned_buffers: Blocks of running statistics whose current content this rank has, each once.
+        steps: In order.
+    """
+
+    rank: int
+    parameters: tuple[Block, ...]
+    owned: tuple[Block, ...]
+    buffers: tuple[int, ...]
+    owned_buffers: tuple[Block, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """What a program does that a strategy does not say.
+
+    Attributes:
+        batch_norm: ``local``: each task normalizes with the statistics of what it has, as
+            `DistributedDataParallel` does. ``synchronized``: with those of the whole batch.
+        clip_gradients: Whether the norm of all gradients is computed before the update.
+        bucket_bytes: Gradients of cells with the same holders are reduced together until they have this size.
+    """
+
+    batch_norm: BatchNorm = "local"
+    clip_gradients: bool = False
+    bucket_bytes: int = 25 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """The programs of all ranks.
+
+    Attributes:
+        model: The model's name.
+        graph_fingerprint: Of the operator graph that the program belongs to.
+        configs: The strategy: degrees and ranks of each operator.
+        options: How it was compiled.
+        ranks: One program for each rank.
+    """
+
+    model: str
+    graph_fingerprint: str
+    configs: tuple[OpConfig, ...]
+    options: CompileOptions = field(default_factory=CompileOptions)
+    ranks: tuple[RankProgram, ...]
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that was compiled."""
+        return Strategy(self.configs)
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)

@@ -1,0 +1,125 @@
+"""Working memory of the lower bounds."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from soaprl.cluster.tables import FloatArray, IntArray
+from soaprl.search.exhaustive.tables import BoundTables
+
+
+class Scratch(NamedTuple):
+    """Working memory: heads and ends of tasks by operator and task, and lists of jobs by machine.
+
+    Attributes:
+        rows: The chosen configurations.
+        forward_head_s: Shape [operators, T].
+        forward_end_s: Likewise.
+        backward_head_s: Likewise.
+        backward_end_s: Likewise.
+        stamp: Shape [operators, T]; which task asked for a predecessor last.
+        job: Shape [operators, T]; the predecessor's place in the list of its device.
+        num_jobs: Shape [machines]; jobs in each list.
+        release_s: Shape [machines, jobs].
+        duration_s: Likewise.
+        end_s: Likewise.
+        send_s: Likewise.
+        order: Shape [jobs].
+        load_s: Shape [devices].
+        update_s: Shape [devices].
+        update_release_s: Shape [devices].
+        after_s: Shape [machines]; least time from the end of a job until the end of the iteration.
+        forward_tail_s: Shape [operators, T].
+        backward_tail_s: Likewise.
+        mask: Shape [operators, T]; the slots that a backward task precedes, as a bit set.
+        rest_tail_s: Shape [operators].
+        num_slots: Shape [1].
+        slot_group: By slot (see `soaprl.search.exhaustive.synchronization`): its group.
+        slot_cell: By slot: its cell.
+        slot_members: By slot: the devices that hold it, as a bit set.
+        slot_root: By slot: the first holder, or -1 if it is no exchange.
+        slot_took_s: By slot: the time of its all-reduce.
+        slot_tail_s: By slot: least time from its last summand to the end of the iteration.
+        slot_busy_s: Shape [slots, machines]; how long each machine is busy.
+        slot_after_s: Shape [slots, machines]; least time after that.
+    """
+
+    rows: IntArray
+    forward_head_s: FloatArray
+    forward_end_s: FloatArray
+    backward_head_s: FloatArray
+    backward_end_s: FloatArray
+    stamp: IntArray
+    job: IntArray
+    num_jobs: IntArray
+    release_s: FloatArray
+    duration_s: FloatArray
+    end_s: FloatArray
+    send_s: FloatArray
+    order: IntArray
+    load_s: FloatArray
+    update_s: FloatArray
+    update_release_s: FloatArray
+    after_s: FloatArray
+    forward_tail_s: FloatArray
+    backward_tail_s: FloatArray
+    mask: IntArray
+    rest_tail_s: FloatArray
+    num_slots: IntArray
+    slot_group: IntArray
+    slot_cell: IntArray
+    slot_members: IntArray
+    slot_root: IntArray
+    slot_took_s: FloatArray
+    slot_tail_s: FloatArray
+    slot_busy_s: FloatArray
+    slot_after_s: FloatArray
+
+
+def make_scratch(tables: BoundTables) -> Scratch:
+    """Working memory for the bounds of `tables`."""
+    n, room = len(tables.has_backward), tables.config_devices.shape[1]
+    devices, slots = tables.cluster.num_devices, _most_cells(tables) + 1
+    machines = max(devices * devices, len(tables.cluster.link_latency_s))
+    jobs = (machines, max(2 * n * room + 1, slots))
+    tasks = (n, room)
+    return Scratch(
+        rows=np.zeros(n, np.int64),
+        forward_head_s=np.zeros(tasks),
+        forward_end_s=np.zeros(tasks),
+        backward_head_s=np.zeros(tasks),
+        backward_end_s=np.zeros(tasks),
+        stamp=np.zeros(tasks, np.int64),
+        job=np.zeros(tasks, np.int64),
+        num_jobs=np.zeros(machines, np.int64),
+        release_s=np.zeros(jobs),
+        duration_s=np.zeros(jobs),
+        end_s=np.zeros(jobs),
+        send_s=np.zeros(jobs),
+        order=np.zeros(jobs[1], np.int64),
+        load_s=np.zeros(devices),
+        update_s=np.zeros(devices),
+        update_release_s=np.zeros(devices),
+        after_s=np.zeros(machines),
+        forward_tail_s=np.zeros(tasks),
+        backward_tail_s=np.zeros(tasks),
+        mask=np.zeros(tasks, np.int64),
+        rest_tail_s=np.zeros(n),
+        num_slots=np.zeros(1, np.int64),
+        slot_group=np.zeros(slots, np.int64),
+        slot_cell=np.zeros(slots, np.int64),
+        slot_members=np.zeros(slots, np.int64),
+        slot_root=np.zeros(slots, np.int64),
+        slot_took_s=np.zeros(slots),
+        slot_tail_s=np.zeros(slots),
+        slot_busy_s=np.zeros((slots, machines)),
+        slot_after_s=np.zeros((slots, machines)),
+    )
+
+
+def _most_cells(tables: BoundTables) -> int:
+    """Most cells that a strategy can have."""
+    total = 0
+    for begin, end in zip(tables.group_patterns[:-1], tables.group_patterns[1:], strict=True):
+        total += int(np.diff(tables.pattern_begin[begin : end + 1]).max(initial=0))
+    return total
