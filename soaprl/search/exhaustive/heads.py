@@ -3,7 +3,7 @@
 import numpy as np
 
 from soaprl.cost.kernels import inner_kernel
-from soaprl.search.exhaustive.jobs import last_end, pairs_at, task_times
+from soaprl.search.exhaustive.jobs import busy_s, last_end, pairs_at, task_times
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 from soaprl.search.exhaustive.trips import Trips
@@ -49,8 +49,8 @@ def enter_forward(t: BoundTables, s: Scratch, o: int) -> None:
 @inner_kernel
 def _add_writers(t: BoundTables, s: Scratch, first: int, last: int, o: int, p: int) -> None:
     """Lists what task p of operator o reads of one tensor, as jobs of the writers' devices."""
-    room, n = t.config_devices.shape[1], t.cluster.num_devices
-    device, q = t.config_devices[s.rows[o], p], t.edge_producer[t.in_edges[first]]
+    room, device = t.config_devices.shape[1], t.config_devices[s.rows[o], p]
+    q = t.edge_producer[t.in_edges[first]]
     row = s.rows[q]
     for w in range(t.config_tasks[row]):
         size = 0
@@ -68,8 +68,7 @@ def _add_writers(t: BoundTables, s: Scratch, first: int, last: int, o: int, p: i
             s.end_s[source, j] = s.forward_end_s[q, w]
             s.send_s[source, j] = 0.0
         if source != device:
-            bandwidth = t.cluster.route_bandwidth_bytes_per_s[source * n + device]
-            s.send_s[source, s.job[q, w]] += size / bandwidth
+            s.send_s[source, s.job[q, w]] += busy_s(t, source, device, size)
 
 
 @inner_kernel
@@ -97,7 +96,7 @@ def enter_backward(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
                 source = t.config_devices[s.rows[c], r]
                 sent = 0.0
                 if source != device:
-                    sent = size / t.cluster.route_bandwidth_bytes_per_s[source * n + device]
+                    sent = busy_s(t, source, device, size)
                 if s.stamp[c, r] != p:
                     j = s.num_jobs[source]
                     s.stamp[c, r], s.job[c, r], s.num_jobs[source] = p, j, j + 1

@@ -4,6 +4,7 @@ import numpy as np
 
 from soaprl.cluster.tables import FloatArray
 from soaprl.cost.kernels import inner_kernel
+from soaprl.cost.ticks import in_ticks
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 
@@ -18,12 +19,19 @@ def pairs_at(t: BoundTables, edge: int, row: int, other: int) -> int:
 
 
 @inner_kernel
+def busy_s(t: BoundTables, source: int, target: int, num_bytes: int) -> float:
+    """How long a transfer keeps the narrowest link of its route busy."""
+    route = source * t.cluster.num_devices + target
+    return float(in_ticks(num_bytes / t.cluster.route_bandwidth_bytes_per_s[route]))
+
+
+@inner_kernel
 def transfer_s(t: BoundTables, source: int, target: int, num_bytes: int) -> float:
     """Seconds of a transfer on an idle route; 0 from a device to itself."""
     if source == target:
         return 0.0
     route = source * t.cluster.num_devices + target
-    return float(t.cluster.route_latency_s[route] + num_bytes / t.cluster.route_bandwidth_bytes_per_s[route])
+    return float(t.cluster.route_latency_s[route] + busy_s(t, source, target, num_bytes))
 
 
 @inner_kernel

@@ -135,11 +135,12 @@ def make_space(graph: OperatorGraph, cluster: Cluster, settings: SpaceSettings) 
 
 def exchangeable_classes(cluster: Cluster) -> tuple[int, ...]:
     """For each device its class; devices of one class may exchange their numbers (see the module)."""
-    tables = cluster_tables(cluster)
-    n = cluster.num_devices
-    used = [cluster.links[route[0]] for row in cluster.routes for route in row if len(route) == 1]
-    alike = len({(link.bandwidth_bytes_per_s, link.latency_s) for link in used}) <= 1
-    if len(set(tables.device_mesh.tolist())) == 1 and len(used) == n * (n - 1) and alike:
+    tables, n = cluster_tables(cluster), cluster.num_devices
+    lengths = np.diff(tables.route_offsets).reshape(n, n)
+    alone = bool((lengths == 1 - np.eye(n)).all()) and len(set(tables.route_links.tolist())) == n * (n - 1)
+    bandwidth, latency_s = tables.link_bandwidth_bytes_per_s, tables.link_latency_s
+    numbers = {(bandwidth[link], latency_s[link]) for link in tables.route_links.tolist()}
+    if alone and len(set(tables.device_mesh.tolist())) == 1 and len(numbers) <= 1:
         return tuple(device.type for device in cluster.devices)
     return tuple(range(n))
 

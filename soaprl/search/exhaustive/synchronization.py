@@ -7,7 +7,15 @@ all-reduce, or under the paper's assumptions a route from the first holder to an
 import numpy as np
 
 from soaprl.cost.kernels import inner_kernel
-from soaprl.search.exhaustive.jobs import add_job, is_chosen, last_end, members_of, pattern_of, transfer_s
+from soaprl.search.exhaustive.jobs import (
+    add_job,
+    busy_s,
+    is_chosen,
+    last_end,
+    members_of,
+    pattern_of,
+    transfer_s,
+)
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 
@@ -67,7 +75,7 @@ def _enter_exchange(t: BoundTables, s: Scratch, slot: int) -> None:
         if device != root and s.slot_members[slot] >> device & 1:
             back, route = transfer_s(t, root, device, t.cell_bytes[cell]), root * n + device
             s.slot_tail_s[slot] = max(s.slot_tail_s[slot], back + s.update_s[device])
-            s.slot_busy_s[slot, route] = t.cell_bytes[cell] / t.cluster.route_bandwidth_bytes_per_s[route]
+            s.slot_busy_s[slot, route] = busy_s(t, root, device, t.cell_bytes[cell])
             s.slot_after_s[slot, route] = s.update_s[device]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray, cluster_tables
+from soaprl.cost.ticks import TICK_S, all_in_ticks
 from soaprl.cost.transfers import all_reduce_time, collective_scratch
 from soaprl.errors import SearchError
 from soaprl.search.exhaustive.space import Space
@@ -27,7 +28,7 @@ class BoundTables(NamedTuple):
     """A problem and a space. T is the largest number of tasks, K the number of device types, D of devices.
 
     Attributes:
-        cluster: The cluster.
+        cluster: The cluster; latencies of routes are a tick shorter, for rounding.
         paper: Whether gradients go to the first holder and back.
         has_backward: By operator.
         config_begin: By operator: its first row in the next three; one entry more than operators.
@@ -147,6 +148,8 @@ class _Builder:
         self.problem, self.space = problem, space
         self.index: GraphIndex = graph_index(graph)
         self.cluster = cluster_tables(cluster, paper=problem.options.paper)
+        # A transfer's duration is rounded as a whole: with its parts rounded, a tick may be too much.
+        self.rounded_down = np.maximum(self.cluster.route_latency_s - TICK_S, 0.0)
         self.num_types = len(cluster.device_types)
         self.room = max(config.num_tasks for configs in space.configs for config in configs)
         self.pools = OperatorPools(graph, problem.cost, cluster.device_types)
@@ -173,7 +176,7 @@ class _Builder:
         number = [{vector: i for i, vector in enumerate(vectors)} for vectors in self.space.degrees]
         reduce_s, reduce_busy_s = self._reductions(sizes)
         return BoundTables(
-            cluster=self.cluster,
+            cluster=self.cluster._replace(route_latency_s=self.rounded_down),
             paper=self.problem.options.paper,
             has_backward=flags.has_backward,
             config_begin=_offsets([len(configs) for configs in self.space.configs]),
@@ -299,7 +302,7 @@ class _Builder:
                 time_s[row, members] = collective.time_s
                 for link, link_s in collective.busy_s.items():
                     busy_s[row, members, link] = link_s
-        return time_s, busy_s
+        return all_in_ticks(time_s), all_in_ticks(busy_s)
 
     def _least_task(self, time_s: FloatArray) -> FloatArray:
         """The least time of a task of each operator, of times by degree vector, task and device type."""
