@@ -66,3 +66,6 @@ State = Annotated[
     Path | None,
     typer.Option("--resume", metavar="STATE", help="Go on from this state of a search, and keep it there."),
 ]
+StartFile = Annotated[
+    Path | None, typer.Option("--start", help="A strategy file to begin with, for methods that improve one.")
+]

@@ -14,11 +14,12 @@ from soaprl.cluster.files import load_cluster
 from soaprl.cost.optimizers import optimizer_facts
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.errors import GraphError, SimulationError, SoaprlError, unknown_name
-from soaprl.graph.files import load_graph
+from soaprl.graph.files import graph_fingerprint, load_graph
 from soaprl.graph.operators import OperatorGraph
 from soaprl.graph.zoo import Option, zoo_models
 from soaprl.simulator.problem import Problem, SimulationOptions
-from soaprl.strategy.files import FileModel, GraphModel, ModelReference, ZooModel
+from soaprl.strategy.files import FileModel, GraphModel, ModelReference, ZooModel, load_strategy
+from soaprl.strategy.strategy import Strategy
 
 DEFAULT_BATCH_PER_DEVICE = 64
 DEFAULT_OPTIMIZER = "adam"
@@ -160,3 +161,15 @@ def _check_batch(name: str, batch_size: int, num_devices: int) -> None:
             f"batch smaller than the devices: expected at least {num_devices} samples, one a device,"
             f" found {batch_size} for {name!r}. Raise --batch-size or choose a smaller cluster."
         )
+
+
+def load_start(path: Path | None, problem: Problem) -> Strategy | None:
+    """The strategy in the file at `path`, for the problem's graph and cluster; None without a path.
+
+    Raises:
+        StrategyError: The file is wrong, or its strategy does not fit the graph or the cluster.
+    """
+    if path is None:
+        return None
+    graph = problem.graph
+    return load_strategy(path).bind(graph, problem.cluster, fingerprint=graph_fingerprint(graph))

@@ -19,6 +19,7 @@ from soaprl.cli.arguments import (
     OutFile,
     Paper,
     Seed,
+    StartFile,
     State,
 )
 from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes, say
@@ -34,6 +35,7 @@ def search(
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
     chains: Chains = 1,
+    start: StartFile = None,
     out: OutFile = None,
     resume: State = None,
     batch_size: BatchSize = None,
@@ -48,7 +50,7 @@ def search(
 
     Ctrl-C ends the search early: the best strategy so far is printed and written, and the exit code is 130.
     """
-    from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
+    from soaprl.cli.inputs import Execution, ModelChoice, load_start, parse_options, prepare
     from soaprl.cli.records import make_record
     from soaprl.cli.searching import check_fits, make_budget, run_beside_baseline, search_outcome, state_file
     from soaprl.strategy.files import save_strategy
@@ -66,6 +68,7 @@ def search(
         state_path=state_path,
         resume=resume is not None,
         num_chains=chains,
+        start=load_start(start, prepared.problem),
     )
     record = make_record(prepared, result, budget)
     outcomes = [search_outcome(found, record.batch_size) for found in (baseline, result)]

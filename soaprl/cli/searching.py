@@ -12,7 +12,6 @@ from soaprl.atomic import check_writable
 from soaprl.cli.inputs import Prepared
 from soaprl.cli.output import progress_bar
 from soaprl.errors import SearchError, SimulationError
-from soaprl.graph.files import graph_fingerprint
 from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
 from soaprl.search.registry import find_method, search
@@ -21,7 +20,6 @@ from soaprl.simulator.batch import available_cores
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.baselines import data_parallel, single_device
-from soaprl.strategy.files import load_strategy
 from soaprl.strategy.strategy import Strategy
 
 DEFAULT_EVALUATIONS = 10_000
@@ -122,18 +120,6 @@ def run_beside_baseline(
         start=start,
     )
     return result, run_method(simulator, "data-parallel", budget)
-
-
-def load_start(path: Path | None, problem: Problem) -> Strategy | None:
-    """The strategy in the file at `path`, for the problem's graph and cluster; None without a path.
-
-    Raises:
-        StrategyError: The file is wrong, or its strategy does not fit the graph or the cluster.
-    """
-    if path is None:
-        return None
-    graph = problem.graph
-    return load_strategy(path).bind(graph, problem.cluster, fingerprint=graph_fingerprint(graph))
 
 
 def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed: int) -> list[SearchResult]:

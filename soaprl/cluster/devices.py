@@ -46,7 +46,11 @@ _DATASHEETS = {
     "a100": _Datasheet(
         title="NVIDIA A100 SXM4 80 GB",
         teraflops=(
-            ("float32", 19.5), ("tf32", 156.0), ("float16", 312.0), ("bfloat16", 312.0), ("float64", 19.5)
+            ("float32", 19.5),
+            ("tf32", 156.0),
+            ("float16", 312.0),
+            ("bfloat16", 312.0),
+            ("float64", 19.5),
         ),
         memory_gb_per_s=2039,
         memory_gb=80,
@@ -54,7 +58,11 @@ _DATASHEETS = {
     "h100": _Datasheet(
         title="NVIDIA H100 SXM5 80 GB",
         teraflops=(
-            ("float32", 67.0), ("tf32", 494.0), ("float16", 989.0), ("bfloat16", 989.0), ("float64", 67.0)
+            ("float32", 67.0),
+            ("tf32", 494.0),
+            ("float16", 989.0),
+            ("bfloat16", 989.0),
+            ("float64", 67.0),
         ),
         memory_gb_per_s=3350,
         memory_gb=80,
@@ -62,7 +70,11 @@ _DATASHEETS = {
     "h200": _Datasheet(
         title="NVIDIA H200 SXM5 141 GB",
         teraflops=(
-            ("float32", 67.0), ("tf32", 494.0), ("float16", 989.0), ("bfloat16", 989.0), ("float64", 67.0)
+            ("float32", 67.0),
+            ("tf32", 494.0),
+            ("float16", 989.0),
+            ("bfloat16", 989.0),
+            ("float64", 67.0),
         ),
         memory_gb_per_s=4800,
         memory_gb=141,
@@ -70,7 +82,11 @@ _DATASHEETS = {
     "b200": _Datasheet(
         title="NVIDIA B200 SXM",
         teraflops=(
-            ("float32", 80.0), ("tf32", 1125.0), ("float16", 2250.0), ("bfloat16", 2250.0), ("float64", 40.0)
+            ("float32", 80.0),
+            ("tf32", 1125.0),
+            ("float16", 2250.0),
+            ("bfloat16", 2250.0),
+            ("float64", 40.0),
         ),
         memory_gb_per_s=8000,
         memory_gb=192,

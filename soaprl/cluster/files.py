@@ -247,9 +247,7 @@ def _outside(
     return links
 
 
-def _build_links(
-    sections: Iterable[LinkSection], vertices: Iterable[str], *, prefix: str
-) -> list[Link]:
+def _build_links(sections: Iterable[LinkSection], vertices: Iterable[str], *, prefix: str) -> list[Link]:
     known = set(vertices)
     links: list[Link] = []
     for section in sections:

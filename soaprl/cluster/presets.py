@@ -178,35 +178,51 @@ def preset_kinds() -> tuple[PresetKind, ...]:
     hdr, ndr = _gpu_nic(25e9, "InfiniBand HDR 200 Gb/s"), _gpu_nic(50e9, "InfiniBand NDR 400 Gb/s")
     return (
         PresetKind(
-            name="k80", max_devices_per_node=16, wiring=_k80_node,
+            name="k80",
+            max_devices_per_node=16,
+            wiring=_k80_node,
             description="K80 dies in pairs under PCIe switches, one FDR InfiniBand NIC a node",
         ),
         PresetKind(
-            name="p100", max_devices_per_node=8, wiring=_p100_node,
+            name="p100",
+            max_devices_per_node=8,
+            wiring=_p100_node,
             description="P100 with direct NVLinks (hybrid cube mesh above 4), one EDR InfiniBand NIC a node",
         ),
         PresetKind(
-            name="v100", max_devices_per_node=8, wiring=_v100_node,
+            name="v100",
+            max_devices_per_node=8,
+            wiring=_v100_node,
             description="V100 with direct NVLinks (hybrid cube mesh above 4), an EDR InfiniBand NIC for two",
         ),
         PresetKind(
-            name="a100", max_devices_per_node=16, wiring=_switched_node(nvlink3, hdr),
+            name="a100",
+            max_devices_per_node=16,
+            wiring=_switched_node(nvlink3, hdr),
             description="A100 80 GB on NVSwitch at 300 GB/s, a 25 GB/s NIC a GPU",
         ),
         PresetKind(
-            name="h100", max_devices_per_node=8, wiring=_switched_node(nvlink4, ndr),
+            name="h100",
+            max_devices_per_node=8,
+            wiring=_switched_node(nvlink4, ndr),
             description="H100 80 GB on NVSwitch at 450 GB/s, a 50 GB/s NIC a GPU",
         ),
         PresetKind(
-            name="h200", max_devices_per_node=8, wiring=_switched_node(nvlink4, ndr),
+            name="h200",
+            max_devices_per_node=8,
+            wiring=_switched_node(nvlink4, ndr),
             description="H200 141 GB on NVSwitch at 450 GB/s, a 50 GB/s NIC a GPU",
         ),
         PresetKind(
-            name="b200", max_devices_per_node=72, wiring=_switched_node(nvlink5, ndr),
+            name="b200",
+            max_devices_per_node=72,
+            wiring=_switched_node(nvlink5, ndr),
             description="B200 192 GB on NVSwitch at 900 GB/s, a 50 GB/s NIC a GPU",
         ),
         PresetKind(
-            name="cpu", max_devices_per_node=64, wiring=_cpu_node,
+            name="cpu",
+            max_devices_per_node=64,
+            wiring=_cpu_node,
             description="processes of one core each on machines like this one, 10 Gb/s Ethernet",
         ),
     )

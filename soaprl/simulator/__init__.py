@@ -1,6 +1,7 @@
 """Simulates training iterations: time, memory and traffic of a strategy."""
 
 from soaprl.simulator.batch import BatchSimulator
+from soaprl.simulator.delta import DeltaSimulator
 from soaprl.simulator.engine import Evaluation
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem, SimulationOptions
@@ -10,6 +11,7 @@ from soaprl.simulator.trace import write_trace
 
 __all__ = [
     "BatchSimulator",
+    "DeltaSimulator",
     "DeviceMemory",
     "Evaluation",
     "Problem",

@@ -3,8 +3,8 @@
 Forward edges are found part by part: for each output of the part, the tasks that read some of it. A reader on
 the same device waits for the part itself; readers on other devices wait for a *delivery*: one transfer for
 each device and box, however many tasks read it there. The backward graph is the forward graph with its edges
-turned round, where a gradient flows. `enter_operator` does the first for one operator, `enter_back` the second
-for some, `soaprl.simulator.synchronize` what comes after. What depends on what:
+turned round, where a gradient flows. `enter_operator` does the first for one operator, `enter_back` the
+second for some, `soaprl.simulator.synchronize` what comes after. What depends on what:
 
 - the block of an operator: on its own configuration and those of its readers;
 - how many tasks its forward tasks wait for (`count_needs`): on its own and those of its producers;

@@ -10,7 +10,6 @@ from soaprl.simulator.result import SimulationResult, describe
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.validation import check_strategy
 
-
 # Keeping a schedule costs as much as making one: it pays off where the strategy stays for a while.
 _KEEP_AFTER = 1
 
@@ -27,7 +26,8 @@ class DeltaSimulator:
         else:
             simulator.rollback()
 
-    Only the blocks of the task graph that a change touches are rewritten. Every result is what `simulate` says
+    Only the blocks of the task graph that a change touches are rewritten, and only what does not repeat the
+    schedule of the current strategy, earlier or later, is scheduled. Every result is what `simulate` says
     about the same strategy, to the last bit. Not for several threads at once.
 
     Args:
@@ -123,7 +123,7 @@ class DeltaSimulator:
     def _open_proposal(self) -> Evaluation:
         if self._proposed is None:
             raise SimulationError(
-                "expected an open proposal, found none. Call `propose` first (a proposal that takes longer than"
-                " its limit is closed already)."
+                "expected an open proposal, found none. Call `propose` first (a proposal that takes longer"
+                " than its limit is closed already)."
             )
         return self._proposed

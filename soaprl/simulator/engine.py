@@ -32,9 +32,17 @@ from soaprl.simulator.patch import (
 from soaprl.simulator.patterns import OperatorPattern, OperatorPools, PatternPools
 from soaprl.simulator.pools import Pool
 from soaprl.simulator.problem import Problem
-from soaprl.simulator.record import Record, begin_following, empty_record, record_schedule, touch_change
+from soaprl.simulator.queue import Queue, empty_queue
+from soaprl.simulator.record import (
+    Record,
+    begin_following,
+    empty_record,
+    record_schedule,
+    touch_change,
+    worth_following,
+)
 from soaprl.simulator.rooms import empty_rooms, enlarged, need_of_all, placed
-from soaprl.simulator.schedule import Queue, empty_queue, schedule
+from soaprl.simulator.schedule import schedule
 from soaprl.simulator.state import (
     ACTIVATION_BYTES,
     GRADIENT_BYTES,
@@ -150,7 +158,7 @@ class Engine:
         self._everything = empty_change(n, num_groups, 1)
         self._everything.operators[:] = np.arange(n)
         self._everything.groups[:] = np.arange(num_groups)
-        self._everything.count[:] = n, num_groups, 0
+        self._everything.sizes[:] = n, num_groups, 0
         self.change: Change = empty_change(n, num_groups, room)
         self.record: Record = empty_record(0, cluster.num_devices, 0)
         self.queue: Queue = empty_queue(0, cluster.num_devices, len(cluster.links))
@@ -185,7 +193,7 @@ class Engine:
             self.change.patterns[count] = pattern
             self.change.devices[count, :num_parts] = config.devices
             count += 1
-        self.change.count[0], self.change.count[2] = count, 0
+        self.change.sizes[0], self.change.sizes[2] = count, 0
 
     def propose(self, limit_s: float = inf) -> Evaluation | None:
         """Applies the change at hand and simulates, unless that certainly takes longer than `limit_s`.
@@ -276,9 +284,9 @@ class Engine:
     def _learn(self) -> None:
         """Computes the patterns that the change at hand needs and that are missing."""
         layout, change, near = self.graph.layout, self.change, self.setting.near
-        changed = change.operators[: change.count[0]].tolist()
+        changed = change.operators[: change.sizes[0]].tolist()
         patterns = layout.pattern.copy()
-        patterns[changed] = change.patterns[: change.count[0]]
+        patterns[changed] = change.patterns[: change.sizes[0]]
         for o in changed:
             for e in near.edges_of[near.edge_of_begin[o] : near.edge_of_begin[o + 1]].tolist():
                 edge = self.index.edges[e]
@@ -494,7 +502,7 @@ def _propose(
     if status != DONE:
         return
     time_s = GIVEN_UP_S
-    if record.size[0] > 0:
+    if record.size[0] > 0 and worth_following(record):
         _mark(setting, found, graph, change, record)
         time_s = follow(
             graph.layout,
@@ -522,7 +530,7 @@ def _propose(
 def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: Record) -> None:
     """Marks in the record what the change, which was applied, touches."""
     begin_following(record, setting.tables.num_devices)
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         change.old_parts[i] = found.operators[change.patterns[i], 0]
     touch_change(
         setting.graph,
@@ -531,9 +539,9 @@ def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: 
         graph.blocks,
         graph.work,
         record,
-        change.operators[: change.count[0]],
+        change.operators[: change.sizes[0]],
         change.old_parts,
-        change.groups[: change.count[1]],
+        change.groups[: change.sizes[1]],
     )
 
 
@@ -541,7 +549,7 @@ def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: 
 def _add_load_at_hand(setting: Setting, found: Found, graph: Graph, change: Change, sign: int) -> None:
     """Adds `sign` times what the tasks of the operators to be changed take now."""
     load_s, layout, pools = graph.work.load_s, graph.layout, found.pools
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         for part in range(layout.num_parts[o]):
             device = layout.devices[o, part]
@@ -555,19 +563,3 @@ def _take_back(setting: Setting, found: Found, graph: Graph, change: Change) -> 
     add_load(setting, found, graph, change, 1)
     _add_load_at_hand(setting, found, graph, change, -1)
     return apply(setting, found, graph, change)
-
-
-@filling_kernel
-def _debug_follow(
-    setting: Setting,
-    found: Found,
-    graph: Graph,
-    change: Change,
-    record: Record,
-    queue: Queue,
-    horizon_s: float,
-) -> float:
-    _mark(setting, found, graph, change, record)
-    return follow(
-        graph.layout, setting.tables, graph.plans, graph.blocks, graph.work, queue, record, horizon_s, np.inf
-    )

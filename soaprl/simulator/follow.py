@@ -5,8 +5,8 @@ The same schedule as `soaprl.simulator.schedule` makes, faster: where a device g
 the same if
 
 - all tasks of the device before the run are done, and none after them;
-- the tasks that only wait for the device are those that did so before (the *entries* of the run: of its tasks,
-  those that wait for nothing in the run), in the same order;
+- the tasks that only wait for the device are those that did so before (the *entries* of the run: of its
+  tasks, those that wait for nothing in the run), in the same order;
 - no new task of the change is expected soon;
 - nothing else gets ready for the device before the last task of the run does. That is only known later: if
   something does, the attempt is given up, and the plain schedule must be made.
@@ -17,24 +17,15 @@ to tell those outside that wait for its tasks.
 
 from soaprl.cluster.tables import ClusterTables
 from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.simulator.queue import Queue, begin_queue, enqueue, next_task
 from soaprl.simulator.record import DONE_AHEAD, NEW_WAITS, REPLACED, TOUCHED, Record
-from soaprl.simulator.schedule import (
-    Queue,
-    earliest,
-    insert,
-    reduce,
-    restart,
-    scatter,
-    send,
-    sort_batch,
-    take,
-)
+from soaprl.simulator.schedule import free_resources, reduce, send
 from soaprl.simulator.state import HALF, NUM_TASKS, Blocks, Layout, Plans, Workspace
 
 # What `follow` answers instead of a time.
 TOO_LATE_S, GIVEN_UP_S = float("inf"), -1.0
 
-_SHORTEST_RUN = 3
+_SHORTEST_RUN, _FEWEST_BUCKETS = 3, 64
 
 
 @filling_kernel
@@ -65,48 +56,22 @@ def follow(
     Returns:
         `TOO_LATE_S` if the time is certain to pass `limit_s`; `GIVEN_UP_S` if it remains unknown.
     """
-    for device in range(tables.num_devices):
-        queue.remaining_s[device] = work.load_s[device]
-        record.pending[device] = 0
-        _move_frontier(record, device, record.begin[device])
-    queue.device_free_s[:] = 0.0
-    queue.link_free_s[:] = 0.0
-    num_tasks = work.totals[NUM_TASKS]
-    num_buckets = min(len(queue.head), 64 + num_tasks // 4)
-    queue.head[:num_buckets] = -1
-    head, link, batch, batch_ready_s = queue.head, queue.link, queue.batch, queue.batch_ready_s
-    successors, begins, ends = work.successors, work.successor_begin, work.successor_end
-    waiting, ready_s, resource, duration_s = work.waiting, work.ready_s, work.resource, work.duration_s
-    device_free_s, link_free_s, remaining_s = queue.device_free_s, queue.link_free_s, queue.remaining_s
-    offsets, links, bandwidth = tables.route_offsets, tables.route_links, tables.link_bandwidth_bytes_per_s
-    num_devices, first_plan = tables.num_devices, tables.num_devices * (tables.num_devices + 1)
-    last_id, middle, pending = 2 * work.totals[HALF], len(queue.spare), record.pending
-    position, end = middle, restart(layout, blocks, work, queue)
-    for i in range(position, end):
-        pending[resource[batch[i]]] += 1
-    record.stat[:] = 0
-    origin_s, scale = 0.0, num_buckets / horizon_s if horizon_s > 0.0 else 1.0
-    bucket, overflow, makespan_s, done = 0, -1, 0.0, 0
-    while True:
-        if position == end:
-            bucket += 1
-            while bucket < num_buckets and head[bucket] < 0:
-                bucket += 1
-            if bucket < num_buckets:
-                position, end = take(batch, link, head[bucket], middle), middle
-                sort_batch(batch, batch_ready_s, ready_s, queue.spare, queue.spare_ready_s, position, end)
-            elif overflow >= 0:
-                position, end = take(batch, link, overflow, middle), middle
-                origin_s, scale, bucket = earliest(batch, ready_s, position, end), scale / 4, -1
-                head[:num_buckets] = -1
-                overflow = scatter(batch, ready_s, head, link, position, end, origin_s, scale, num_buckets)
-                position = end
-            else:
-                break
-            continue
-        task = batch[position]
-        position += 1
-        record.stat[2] += 1
+    device_free_s, remaining_s, num_devices = queue.device_free_s, queue.remaining_s, tables.num_devices
+    ready_s, resource, duration_s, num_tasks = (
+        work.ready_s,
+        work.resource,
+        work.duration_s,
+        work.totals[NUM_TASKS],
+    )
+    last_id, first_plan = 2 * work.totals[HALF], num_devices * (num_devices + 1)
+    free_resources(tables, work, queue)
+    begin_queue(layout, blocks, work, queue, _FEWEST_BUCKETS + num_tasks // 4, horizon_s)
+    _begin_record(layout, blocks, work, record, num_devices)
+    makespan_s, done, in_runs = 0.0, 0, 0
+    while record.size[1] == 0:
+        task = next_task(work, queue)
+        if task < 0:
+            break
         on, begun_s = resource[task], ready_s[task]
         if on < 0:
             pass
@@ -117,156 +82,124 @@ def follow(
             if 0 <= at < record.frontier[on]:
                 continue
             begun_s = max(begun_s, device_free_s[on])
-            run_end = _run(work, record, on, at, begun_s)
-            if run_end > 0:
-                record.stat[0] += 1
-                record.stat[1] += run_end - at
-                later_s = begun_s - record.start_s[at]
-                done += run_end - at
-                device_free_s[on] = record.finish_s[run_end - 1] + later_s
-                remaining_s[on] -= record.done_s[run_end] - record.done_s[at]
-                if device_free_s[on] + remaining_s[on] > limit_s:
-                    return TOO_LATE_S
-                makespan_s = max(makespan_s, device_free_s[on])
-                for i in range(record.wait_begin[at], record.wait_begin[run_end]):
-                    if record.touched[record.wait_at[i]] == NEW_WAITS:
-                        continue
-                    successor = record.wait_target[i]
-                    then_s = max(ready_s[successor], record.wait_finish_s[i] + later_s)
-                    ready_s[successor] = then_s
-                    waiting[successor] -= 1
-                    if waiting[successor] == 0:
-                        end, overflow = _push(
-                            queue,
-                            record,
-                            resource[successor],
-                            position,
-                            end,
-                            overflow,
-                            bucket,
-                            (then_s - origin_s) * scale,
-                            num_buckets,
-                            successor,
-                            then_s,
-                            num_devices,
-                        )
-                for k in range(at, run_end):
-                    anew = record.touched[k] == NEW_WAITS
-                    if record.reach[k] < run_end and not anew:
-                        continue
-                    ended_s = record.finish_s[k] + later_s
-                    for e in range(begins[record.task[k]], ends[record.task[k]]):
-                        successor = successors[e]
-                        if successor >= last_id:
-                            if not anew:
-                                continue
-                        elif record.position[successor] < run_end:
-                            continue
-                        then_s = max(ready_s[successor], ended_s)
-                        ready_s[successor] = then_s
-                        waiting[successor] -= 1
-                        if waiting[successor] == 0:
-                            end, overflow = _push(
-                                queue,
-                                record,
-                                resource[successor],
-                                position,
-                                end,
-                                overflow,
-                                bucket,
-                                (then_s - origin_s) * scale,
-                                num_buckets,
-                                successor,
-                                then_s,
-                                num_devices,
-                            )
-                if record.size[1]:
-                    return GIVEN_UP_S
-                continue
-            pending[on] -= 1
-            device_free_s[on] = begun_s + duration_s[task]
-            remaining_s[on] -= duration_s[task]
-            if device_free_s[on] + remaining_s[on] > limit_s:
-                return TOO_LATE_S
-            if at >= 0:
-                _advance(record, on, at)
-            elif task < last_id:
-                record.expected[1 if task >= last_id // 2 else 0, on] -= 1
-        elif on < first_plan:
-            route = on - num_devices
-            begun_s = send(
-                links,
-                bandwidth,
-                link_free_s,
-                offsets[route],
-                offsets[route + 1],
-                begun_s,
-                work.num_bytes[task],
-            )
-        else:
-            plan = on - first_plan
-            begun_s = reduce(
-                plans.links, plans.busy_s, link_free_s, plans.link_begin[plan], plans.num_links[plan], begun_s
-            )
-        done += 1
-        ended_s = begun_s + duration_s[task]
-        makespan_s = max(makespan_s, ended_s)
-        for e in range(begins[task], ends[task]):
-            successor = successors[e]
-            then_s = max(ready_s[successor], ended_s)
-            ready_s[successor] = then_s
-            waiting[successor] -= 1
-            if waiting[successor] == 0:
-                end, overflow = _push(
-                    queue,
-                    record,
-                    resource[successor],
-                    position,
-                    end,
-                    overflow,
-                    bucket,
-                    (then_s - origin_s) * scale,
-                    num_buckets,
-                    successor,
-                    then_s,
-                    num_devices,
+            end = _run(work, record, on, at, begun_s)
+            if end > 0:
+                device_free_s[on] = record.finish_s[end - 1] + (begun_s - record.start_s[at])
+                remaining_s[on] -= record.done_s[end] - record.done_s[at]
+                done, in_runs = done + end - at, in_runs + end - at
+                _tell_outside(
+                    work, queue, record, num_devices, at, end, begun_s - record.start_s[at], last_id
                 )
-        if record.size[1]:
-            return GIVEN_UP_S
+            else:
+                device_free_s[on] = begun_s + duration_s[task]
+                remaining_s[on] -= duration_s[task]
+                done += 1
+                _note_done(record, on, at, task, last_id)
+                _tell_all(work, queue, record, num_devices, task, device_free_s[on])
+            makespan_s = max(makespan_s, device_free_s[on])
+            if device_free_s[on] + remaining_s[on] > limit_s:
+                _note_gain(record, done, in_runs)
+                return TOO_LATE_S
+            continue
+        elif on < first_plan:
+            begun_s = send(tables, plans, queue, on - num_devices, begun_s, work.num_bytes[task])
+        else:
+            begun_s = reduce(plans, queue, on - first_plan, begun_s)
+        done += 1
+        makespan_s = max(makespan_s, begun_s + duration_s[task])
+        _tell_all(work, queue, record, num_devices, task, begun_s + duration_s[task])
+    if record.size[1]:
+        _note_gain(record, num_tasks, 0)
+        return GIVEN_UP_S
     assert done == num_tasks
+    _note_gain(record, num_tasks, in_runs)
     return makespan_s
 
 
 @inner_kernel
-def _push(
+def _begin_record(layout: Layout, blocks: Blocks, work: Workspace, record: Record, num_devices: int) -> None:
+    """Counts the tasks that wait for nothing, and goes over those at the beginning that are gone."""
+    for device in range(num_devices):
+        record.pending[device] = 0
+        _move_frontier(record, device, record.begin[device])
+    for o in range(len(layout.num_parts)):
+        for task in range(blocks.id_begin[o], blocks.id_begin[o] + layout.num_parts[o]):
+            if work.need[task] == 0:
+                record.pending[work.resource[task]] += 1
+
+
+@inner_kernel
+def _note_gain(record: Record, num_tasks: int, in_runs: int) -> None:
+    """Counts how many of so many tasks were in runs."""
+    record.gains[0] += 1
+    record.gains[1] += num_tasks
+    record.gains[2] += in_runs
+
+
+@inner_kernel
+def _tell_outside(
+    work: Workspace,
     queue: Queue,
     record: Record,
-    on: int,
-    position: int,
-    end: int,
-    overflow: int,
-    bucket: int,
-    place: float,
-    num_buckets: int,
-    task: int,
-    ready_s: float,
     num_devices: int,
-) -> tuple[int, int]:
-    """Puts a task into the queue; returns the end of the batch and the list beyond the last bucket."""
+    at: int,
+    end: int,
+    later_s: float,
+    last_id: int,
+) -> None:
+    """Tells all who wait for a task of the run from `at` to `end`, but those in it, that it is done."""
+    for i in range(record.wait_begin[at], record.wait_begin[end]):
+        if record.touched[record.wait_at[i]] != NEW_WAITS:
+            _tell(work, queue, record, num_devices, record.wait_target[i], record.wait_finish_s[i] + later_s)
+    for k in range(at, end):
+        anew = record.touched[k] == NEW_WAITS
+        if record.reach[k] < end and not anew:
+            continue
+        task = record.task[k]
+        for e in range(work.successor_begin[task], work.successor_end[task]):
+            successor = work.successors[e]
+            outside = anew if successor >= last_id else record.position[successor] >= end
+            if outside:
+                _tell(work, queue, record, num_devices, successor, record.finish_s[k] + later_s)
+
+
+@inner_kernel
+def _tell_all(
+    work: Workspace, queue: Queue, record: Record, num_devices: int, task: int, ended_s: float
+) -> None:
+    """Tells all who wait for a task that it is done."""
+    successors = work.successors
+    for e in range(work.successor_begin[task], work.successor_end[task]):
+        _tell(work, queue, record, num_devices, successors[e], ended_s)
+
+
+@inner_kernel
+def _tell(work: Workspace, queue: Queue, record: Record, num_devices: int, task: int, ended_s: float) -> None:
+    """Tells a task that one it waits for is done; notes if it then comes in the middle of a run."""
+    if task < 0:
+        return
+    ready_s = max(work.ready_s[task], ended_s)
+    work.ready_s[task] = ready_s
+    work.waiting[task] -= 1
+    if work.waiting[task] > 0:
+        return
+    on = work.resource[task]
     if 0 <= on < num_devices:
         record.pending[on] += 1
         until_s = record.until_s[on]
         if ready_s < until_s or (ready_s == until_s and task < record.until_id[on]):
             record.size[1] = 1
-    if place >= num_buckets:
-        queue.link[task] = overflow
-        return end, task
-    if int(place) > bucket:
-        queue.link[task] = queue.head[int(place)]
-        queue.head[int(place)] = task
-        return end, overflow
-    insert(queue.batch, queue.batch_ready_s, position, end, task, ready_s)
-    return end + 1, overflow
+    enqueue(queue, task, ready_s)
+
+
+@inner_kernel
+def _note_done(record: Record, device: int, at: int, task: int, last_id: int) -> None:
+    """Notes that a single task is done."""
+    record.pending[device] -= 1
+    if at >= 0:
+        _advance(record, device, at)
+    elif task < last_id:
+        record.expected[1 if task >= last_id // 2 else 0, device] -= 1
 
 
 @inner_kernel

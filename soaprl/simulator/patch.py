@@ -8,8 +8,8 @@ A change of operators C touches, in this order (see `soaprl.simulator.assemble` 
 - the successors of the backward tasks of C, of all readers of the blocks that changed, and of all readers of
   the groups that changed.
 
-A `Change` is applied by exchanging what it holds with what is in the layout, so that applying it twice changes
-nothing: that is how a proposal is taken back.
+A `Change` is applied by exchanging what it holds with what is in the layout, so that applying it twice
+changes nothing: that is how a proposal is taken back.
 """
 
 from typing import NamedTuple
@@ -102,7 +102,7 @@ class Change(NamedTuple):
     """Configurations for some operators, and what is needed to take them back.
 
     Attributes:
-        count: Shape [3]: operators that change; groups that change; when `plan_begin` was right (see
+        sizes: Shape [3]: operators that change; groups that change; when `plan_begin` was right (see
             `Plans.cursor`).
         operators: The operators.
         patterns: The pattern of each.
@@ -113,7 +113,7 @@ class Change(NamedTuple):
         cursor: Shape [4]: of the plans.
     """
 
-    count: IntArray
+    sizes: IntArray
     operators: IntArray
     patterns: IntArray
     devices: IntArray
@@ -126,7 +126,7 @@ class Change(NamedTuple):
 def empty_change(num_operators: int, num_groups: int, room: int) -> Change:
     """A change of nothing, with room for `room` tasks of each operator."""
     return Change(
-        count=np.zeros(3, np.int64),
+        sizes=np.zeros(3, np.int64),
         operators=np.zeros(num_operators, np.int64),
         patterns=np.zeros(num_operators, np.int64),
         devices=np.zeros((num_operators, room), np.int64),
@@ -142,7 +142,7 @@ def add_load(setting: Setting, found: Found, graph: Graph, change: Change, sign:
     """Adds `sign` times what the tasks of the change's configurations take to the loads of their devices."""
     load_s, device_type = graph.work.load_s, setting.tables.device_type
     forward_s, backward_s, num_types = found.pools.forward_s, found.pools.backward_s, found.pools.num_types
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         pattern = change.patterns[i]
         if pattern < 0:
             continue
@@ -167,19 +167,19 @@ def apply(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
     if not _known(setting, found, layout, change):
         _swap_patterns(layout, change)
         return UNKNOWN_PATTERN
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         num_entering = _list(work.mark, entering, num_entering, o)
         for k in range(near.before_begin[o], near.before_begin[o + 1]):
             num_entering = _list(work.mark, entering, num_entering, near.before[k])
-    change.count[1] = _list_groups(near, work, change.operators, change.count[0], change.groups)
+    change.sizes[1] = _list_groups(near, work, change.operators, change.sizes[0], change.groups)
     _unlist(work.mark, entering, num_entering)
-    _unlist(work.group_mark, change.groups, change.count[1])
+    _unlist(work.group_mark, change.groups, change.sizes[1])
     for i in range(num_entering):
         if work.entered[entering[i]]:
             change_memory(graph.blocks, work, entering[i], -1)
             leave_operator(setting.graph, layout, work, entering[i])
-    for i in range(change.count[1]):
+    for i in range(change.sizes[1]):
         leave_group(found.pools, layout, setting.tables, plans, graph.blocks, work, change.groups[i])
     _lay_out(setting, found, layout, change)
     if not _plan(setting, found, graph, change):
@@ -218,7 +218,7 @@ def _list_groups(near: Adjacency, work: Workspace, operators: IntArray, count: i
 
 @inner_kernel
 def _swap_patterns(layout: Layout, change: Change) -> None:
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         layout.pattern[o], change.patterns[i] = change.patterns[i], layout.pattern[o]
 
@@ -246,7 +246,7 @@ def group_pattern(setting: Setting, found: Found, layout: Layout, g: int) -> int
 def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bool:
     """Whether all patterns that the change needs are there."""
     near = setting.near
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         for k in range(near.edge_of_begin[o], near.edge_of_begin[o + 1]):
             if edge_pattern(setting, found, layout, near.edges_of[k]) == MISSING:
@@ -261,7 +261,7 @@ def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bo
 def _lay_out(setting: Setting, found: Found, layout: Layout, change: Change) -> None:
     """Brings all of the layout up to date with its patterns, and exchanges devices."""
     near = setting.near
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         pattern, old_parts = layout.pattern[o], layout.num_parts[o]
         layout.num_parts[o] = found.operators[pattern, 0]
@@ -275,7 +275,7 @@ def _lay_out(setting: Setting, found: Found, layout: Layout, change: Change) -> 
             e = near.edges_of[k]
             pattern = edge_pattern(setting, found, layout, e)
             layout.row_base[e], layout.num_pairs[e] = found.edges[pattern, 0], found.edges[pattern, 1]
-    for i in range(change.count[1]):
+    for i in range(change.sizes[1]):
         g = change.groups[i]
         pattern = group_pattern(setting, found, layout, g)
         layout.cell_begin[g], layout.cell_end[g] = found.groups[pattern, 0], found.groups[pattern, 1]
@@ -285,23 +285,31 @@ def _lay_out(setting: Setting, found: Found, layout: Layout, change: Change) -> 
 @inner_kernel
 def _plan(setting: Setting, found: Found, graph: Graph, change: Change) -> bool:
     """Plans the groups of the change; plans that it took back are used again."""
-    layout, plans, groups = graph.layout, graph.plans, change.groups[: change.count[1]]
-    kept = change.count[2] == 1 and change.cursor[3] == plans.cursor[3]
+    layout, plans, groups = graph.layout, graph.plans, change.groups[: change.sizes[1]]
+    kept = change.sizes[2] == 1 and change.cursor[3] == plans.cursor[3]
     for i in range(len(groups)):
         g = groups[i]
         layout.plan_begin[g], change.plan_begin[i] = change.plan_begin[i], layout.plan_begin[g]
     if kept:
         for k in range(3):
             plans.cursor[k] = change.cursor[k]
-        change.count[2] = 0
+        change.sizes[2] = 0
         return True
     for k in range(4):
         change.cursor[k] = plans.cursor[k]
-    change.count[2] = 1
-    return plan_groups(
+    change.sizes[2] = 1
+    return _plan_anew(setting, found, graph, groups)
+
+
+@inner_kernel
+def _plan_anew(setting: Setting, found: Found, graph: Graph, groups: IntArray) -> bool:
+    """Plans groups behind the plans in use; false if there is not enough room."""
+    plans = graph.plans
+    first = plans.cursor[0]
+    planned = plan_groups(
         setting.graph,
         found.pools,
-        layout,
+        graph.layout,
         setting.tables,
         setting.scratch,
         plans,
@@ -309,6 +317,15 @@ def _plan(setting: Setting, found: Found, graph: Graph, change: Change) -> bool:
         groups,
         setting.paper,
     )
+    for plan in range(first, plans.cursor[0]):
+        begin, count = plans.link_begin[plan], plans.num_links[plan]
+        same = plan > 0 and plans.num_links[plan - 1] == count
+        plans.longest_busy_s[plan] = 0.0
+        for k in range(begin, begin + count):
+            same = same and plans.links[k] == plans.links[plans.link_begin[plan - 1] + k - begin]
+            plans.longest_busy_s[plan] = max(plans.longest_busy_s[plan], plans.busy_s[k])
+        plans.link_set[plan] = plans.link_set[plan - 1] if same else plan
+    return planned
 
 
 @inner_kernel
@@ -318,7 +335,7 @@ def _fits(setting: Setting, graph: Graph, entering: IntArray, count: int, change
     for i in range(count):
         need_of_operator(setting.graph, graph.layout, graph.needed, entering[i])
         fits = fits and operator_fits(setting.graph, graph.needed, graph.rooms, entering[i])
-    for i in range(change.count[1]):
+    for i in range(change.sizes[1]):
         need_of_group(graph.layout, graph.needed, change.groups[i], setting.paper)
         fits = fits and group_fits(graph.needed, graph.rooms, change.groups[i])
     return fits
@@ -328,13 +345,13 @@ def _fits(setting: Setting, graph: Graph, entering: IntArray, count: int, change
 def _enter(
     setting: Setting, found: Found, graph: Graph, entering: IntArray, num_entering: int, change: Change
 ) -> int:
-    """Enters the blocks of the operators `entering` and of the groups of the change, and who waits for them."""
+    """Enters the blocks of `entering` and of the groups of the change, and who waits for them."""
     near, layout, blocks, work, pools = setting.near, graph.layout, graph.blocks, graph.work, found.pools
     for i in range(num_entering):
         enter_operator(setting.graph, pools, layout, setting.tables, blocks, work, entering[i])
         change_memory(blocks, work, entering[i], 1)
     counting, num_counting = work.listed[1], 0
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         o = change.operators[i]
         num_counting = _list(work.mark, counting, num_counting, o)
         for k in range(near.after_begin[o], near.after_begin[o + 1]):
@@ -342,7 +359,7 @@ def _enter(
     _unlist(work.mark, counting, num_counting)
     for i in range(num_counting):
         count_needs(setting.graph, near, pools, layout, blocks, work, counting[i])
-    for i in range(change.count[1]):
+    for i in range(change.sizes[1]):
         enter_group(
             setting.graph,
             pools,
@@ -369,13 +386,13 @@ def _enter_back(
     """Enters the successors of backward tasks; returns -1 or an operator without enough room."""
     near, work = setting.near, graph.work
     backing, num_backing = work.listed[2], 0
-    for i in range(change.count[0]):
+    for i in range(change.sizes[0]):
         num_backing = _list(work.mark, backing, num_backing, change.operators[i])
     for i in range(num_entering):
         o = entering[i]
         for k in range(near.after_begin[o], near.after_begin[o + 1]):
             num_backing = _list(work.mark, backing, num_backing, near.after[k])
-    for i in range(change.count[1]):
+    for i in range(change.sizes[1]):
         g = change.groups[i]
         for r in range(setting.graph.reader_begin[g], setting.graph.reader_begin[g + 1]):
             num_backing = _list(work.mark, backing, num_backing, setting.graph.reader_operator[r])
@@ -412,18 +429,7 @@ def rebuild(setting: Setting, found: Found, graph: Graph, everything: Change, re
     Returns:
         `DONE`, `NO_PLANS` or `NO_ROOM`.
     """
-    work, layout = graph.work, graph.layout
-    if replan and not plan_groups(
-        setting.graph,
-        found.pools,
-        layout,
-        setting.tables,
-        setting.scratch,
-        graph.plans,
-        work,
-        everything.groups,
-        setting.paper,
-    ):
+    if replan and not _plan_anew(setting, found, graph, everything.groups):
         return NO_PLANS
     _sum_load(setting, found, graph)
     return _enter(setting, found, graph, everything.operators, setting.graph.num_operators, everything)

@@ -23,6 +23,8 @@ from soaprl.simulator.tables import GraphTables
 
 ByteArray = NDArray[np.int8]
 
+_ATTEMPTS, _WORTHWHILE_TENTHS = 16, 6
+
 # Values of `Record.touched`: what waits for the task beyond the backward pass is new; its predecessors or
 # successors are; it is another task. Runs may hold tasks of the first kind.
 NEW_WAITS, TOUCHED, REPLACED = 1, 2, 3
@@ -34,8 +36,9 @@ class Record(NamedTuple):
     """A schedule by position, and how far a schedule that follows it has come.
 
     Attributes:
-        size: Shape [2]; number of positions, 0 without a record; 1 after something came in the middle of a run
-            that was over already.
+        size: Shape [2]; number of positions, 0 without a record; 1 after something came in the middle of a
+            run that was over already.
+        gains: Shape [3]; how often the record was followed, how many tasks there were, how many were in runs.
         position: By id: the task's position, or -1.
         begin: Shape [devices + 1]; the first position of each device.
         task: By position: the id.
@@ -64,6 +67,7 @@ class Record(NamedTuple):
     """
 
     size: IntArray
+    gains: IntArray
     position: IntArray
     begin: IntArray
     task: IntArray
@@ -88,13 +92,13 @@ class Record(NamedTuple):
     first_touched: IntArray
     until_s: FloatArray
     until_id: IntArray
-    stat: IntArray
 
 
 def empty_record(num_ids: int, num_devices: int, num_waits: int) -> Record:
     """No record, with room for so many ids and successors of backward tasks."""
     return Record(
         size=np.zeros(2, np.int64),
+        gains=np.zeros(3, np.int64),
         position=np.full(num_ids, -1, np.int64),
         begin=np.zeros(num_devices + 1, np.int64),
         task=np.zeros(num_ids, np.int64),
@@ -119,7 +123,6 @@ def empty_record(num_ids: int, num_devices: int, num_waits: int) -> Record:
         first_touched=np.zeros((2, num_devices), np.int64),
         until_s=np.zeros(num_devices, np.float64),
         until_id=np.zeros(num_devices, np.int64),
-        stat=np.zeros(8, np.int64),
     )
 
 
@@ -137,6 +140,7 @@ def record_schedule(
         record: Filled.
     """
     end = 2 * work.totals[HALF]
+    record.gains[:] = 0
     record.position[:] = -1
     record.frontier[:] = 0
     for i in range(num_tasks):
@@ -226,6 +230,13 @@ def _touch(work: Workspace, record: Record, task: int, how: int, phase: int) -> 
         record.ahead[at] = HOLE
     device = record.device[at]
     record.first_touched[phase, device] = min(record.first_touched[phase, device], at)
+
+
+@inner_kernel
+def worth_following(record: Record) -> bool:
+    """Whether enough tasks were in runs so far: looking for runs costs more than they save where few are."""
+    attempts, tasks, in_runs = record.gains[0], record.gains[1], record.gains[2]
+    return bool(attempts < _ATTEMPTS or in_runs * 10 > tasks * _WORTHWHILE_TENTHS)
 
 
 @inner_kernel

@@ -141,7 +141,7 @@ def describe(engine: Engine, strategy: Strategy, evaluation: Evaluation) -> Simu
     problem = engine.problem
     ids = task_ids(engine)
     tasks = timeline(engine, ids)
-    used = occupations(engine, tasks)
+    used = occupations(engine, ids, tasks)
     bandwidth = engine.tables.link_bandwidth_bytes_per_s
     link_busy_s = np.asarray(np.bincount(used.link, used.busy_s, len(bandwidth)), np.float64)
     totals = engine.graph.work.totals

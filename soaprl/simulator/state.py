@@ -76,6 +76,8 @@ class Plans(NamedTuple):
         num_links: How many links it uses.
         links: The links.
         busy_s: How long each of them is busy.
+        link_set: Plans with the same number here use the same links.
+        longest_busy_s: How long the busiest of them is busy.
     """
 
     cursor: IntArray
@@ -88,6 +90,8 @@ class Plans(NamedTuple):
     num_links: IntArray
     links: IntArray
     busy_s: FloatArray
+    link_set: IntArray
+    longest_busy_s: FloatArray
 
 
 class Blocks(NamedTuple):
@@ -233,7 +237,7 @@ def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
 
 def empty_plans(room: int) -> Plans:
     """Plans with room for `room` plans, holders and links."""
-    integers = [np.zeros(room, np.int64) for _ in range(7)]
+    integers = [np.zeros(room, np.int64) for _ in range(8)]
     return Plans(
         cursor=np.zeros(4, np.int64),
         time_s=np.zeros(room, np.float64),
@@ -245,6 +249,8 @@ def empty_plans(room: int) -> Plans:
         num_links=integers[5],
         links=integers[6],
         busy_s=np.zeros(room, np.float64),
+        link_set=integers[7],
+        longest_busy_s=np.zeros(room, np.float64),
     )
 
 

@@ -291,7 +291,7 @@ def enter_updates(tables: ClusterTables, work: Workspace) -> None:
 
 @inner_kernel
 def enter_barrier(blocks: Blocks, work: Workspace) -> None:
-    """The task without duration after all backward tasks: the start of synchronization, if it must not overlap."""
+    """The task without duration between the last backward task and the first synchronization."""
     barrier, first, edge = 2 * work.totals[HALF], work.totals[SYNC_ID], blocks.barrier_begin[0]
     work.resource[barrier] = -1
     work.duration_s[barrier] = 0.0

@@ -38,7 +38,7 @@ class Timeline:
         source: The device that computes or sends; -1 for collectives and joins.
         target: The device that computes or receives; -1 for collectives and joins.
         num_bytes: Bytes sent; for collectives those that are summed.
-        resource: See `soaprl.simulator.state`.
+        resource: See `soaprl.simulator.state`; all-reduces are numbered in their order here.
         ready_s: When the last predecessor ended.
         start_s: When the task started.
         finish_s: When it ended.
@@ -133,7 +133,7 @@ def timeline(engine: Engine, ids: IntArray) -> Timeline:
     operator[sync], part[sync] = -1, -1
     synchronizes = kind == TaskKind.SYNCHRONIZATION
     operator[synchronizes] = _first_readers(engine)[work.origin[ids[synchronizes]]]
-    route = resource - num_devices
+    route, last_route = resource - num_devices, num_devices * (num_devices + 1) - 1
     on_route = (route >= 0) & (route < num_devices * num_devices)
     on_device = (resource >= 0) & (resource < num_devices)
     return Timeline(
@@ -143,7 +143,7 @@ def timeline(engine: Engine, ids: IntArray) -> Timeline:
         source=np.where(on_device, resource, np.where(on_route, route // num_devices, -1)),
         target=np.where(on_device, resource, np.where(on_route, route % num_devices, -1)),
         num_bytes=work.num_bytes[ids],
-        resource=resource.copy(),
+        resource=np.where(resource > last_route, last_route + np.cumsum(resource > last_route), resource),
         ready_s=work.ready_s[ids],
         start_s=work.start_s[ids],
         finish_s=work.finish_s[ids],
@@ -159,8 +159,8 @@ def dependencies(engine: Engine, ids: IntArray) -> Dependencies:
     return Dependencies(before=before, after=np.searchsorted(ids, work.successors[positions]))
 
 
-def occupations(engine: Engine, tasks: Timeline) -> Occupations:
-    """How the tasks occupy links."""
+def occupations(engine: Engine, ids: IntArray, tasks: Timeline) -> Occupations:
+    """How the tasks with `ids` occupy links."""
     tables, plans = engine.tables, engine.graph.plans
     num_devices = tables.num_devices
     route = tasks.resource - num_devices
@@ -170,7 +170,7 @@ def occupations(engine: Engine, tasks: Timeline) -> Occupations:
     moved = np.repeat(transfers, counts)
     links = tables.route_links[_ranges(tables.route_offsets[route], counts)]
     sums = np.flatnonzero(tasks.resource >= num_devices + num_devices * num_devices)
-    plan = tasks.resource[sums] - num_devices - num_devices * num_devices
+    plan = engine.graph.work.resource[ids[sums]] - num_devices - num_devices * num_devices
     used = _ranges(plans.link_begin[plan], plans.num_links[plan])
     task = np.concatenate([moved, np.repeat(sums, plans.num_links[plan])])
     return Occupations(

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
+
+import numpy as np
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.factors import FactorKind
@@ -32,9 +33,11 @@ def placed(operator: Operator, cuts: Mapping[int, Cut], devices: Sequence[int]) 
     """
     whole = Cut(degree=1, stride=0)
     by_factor = [cuts.get(factor, whole) for factor in range(len(operator.factors))]
-    tasks = product(*(range(cut.degree) for cut in by_factor))
-    places = (sum(part * cut.stride for part, cut in zip(task, by_factor, strict=True)) for task in tasks)
-    return OpConfig(tuple(cut.degree for cut in by_factor), tuple(devices[place] for place in places))
+    places = np.zeros((), np.int64)
+    for cut in by_factor:
+        places = places[..., None] + np.arange(cut.degree) * cut.stride
+    chosen = np.asarray(devices, np.int64)[places.ravel()]
+    return OpConfig(tuple(cut.degree for cut in by_factor), tuple(chosen.tolist()))
 
 
 def sample_cuts(operator: Operator, num_parts: int, *, stride: int = 1) -> dict[int, Cut]:

@@ -57,7 +57,10 @@ def linear_time(
     work = (Term(coefficient=2.0, factors=(0, 1, 2)),)
     twice = (Term(coefficient=4.0, factors=(0, 1, 2)),)
     operator: Operator = replace(
-        graph.operators[graph.index[name]], forward_flops=work, backward_flops=twice, **changes  # type: ignore[arg-type]
+        graph.operators[graph.index[name]],
+        forward_flops=work,
+        backward_flops=twice,
+        **changes,  # type: ignore[arg-type]
     )
     return (model or RooflineCostModel()).task_time(graph, operator, whole_shard(extents), kind)
 

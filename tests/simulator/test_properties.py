@@ -60,9 +60,9 @@ def test_result_is_at_least_the_longest_path_of_task_times(seed: int) -> None:
     strategy = random_strategy(rng, problem.graph, problem.cluster.num_devices)
     simulator = Simulator(problem)
     time_s = simulator.evaluate(strategy).iteration_time_s
-    work = simulator.work
-    ids = task_ids(simulator)
-    edges = dependencies(simulator, ids)
+    work = simulator.engine.graph.work
+    ids = task_ids(simulator.engine)
+    edges = dependencies(simulator.engine, ids)
     longest = work.duration_s[ids].copy()
     for before, after in sorted(zip(edges.before.tolist(), edges.after.tolist(), strict=True)):
         assert before < after

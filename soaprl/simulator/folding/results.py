@@ -7,7 +7,8 @@ import numpy as np
 from soaprl.cluster.cluster import MAX_TABLE_DEVICES
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.errors import SimulationError
-from soaprl.simulator.evaluator import Evaluation, Simulator
+from soaprl.simulator.engine import Evaluation
+from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.folding.fold import FoldedProblem, fold
 from soaprl.simulator.folding.replicas import Refusal
 from soaprl.simulator.problem import Problem
