@@ -8,6 +8,7 @@ from soaprl.errors import SearchError, StrategyError, unknown_name
 from soaprl.search.annealing import annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
+from soaprl.search.exhaustive import search_exhaustive
 from soaprl.search.experts import (
     as_experts,
     refusal_prefix,
@@ -19,6 +20,7 @@ from soaprl.search.experts import (
 )
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
+from soaprl.search.optcnn import search_optcnn
 from soaprl.search.simple import (
     search_data_parallel,
     search_model_parallel,
@@ -34,7 +36,7 @@ __all__ = ["Method", "Skipped", "attempt", "compare", "find_method", "methods", 
 
 def methods() -> dict[str, Method]:
     """All methods by name, in the order in which they are shown."""
-    known = (_mcmc(), *_simple(), *_experts(), *_improving(), _random())
+    known = (_mcmc(), *_simple(), *_experts(), *_exact(), *_improving(), _random())
     return {method.name: method for method in known}
 
 
@@ -105,6 +107,27 @@ def _experts() -> tuple[Method, ...]:
             iterative=False,
             resumable=False,
             function=search_megatron,
+        ),
+    )
+
+
+def _exact() -> tuple[Method, ...]:
+    return (
+        Method(
+            name="optcnn",
+            description="degrees by dynamic programming, if layers run one after the other",
+            source="Jia, Lin, Qi, Aiken: Exploring Hidden Dimensions (ICML 2018)",
+            iterative=False,
+            resumable=False,
+            function=search_optcnn,
+        ),
+        Method(
+            name="exhaustive",
+            description="the proved optimum of small problems, by lower bounds (up to 8 devices)",
+            source="A*, as in section 8.4 of Jia, Zaharia, Aiken (MLSys 2019)",
+            iterative=False,
+            resumable=True,
+            function=search_exhaustive,
         ),
     )
 

@@ -138,7 +138,7 @@ def only(strategies: list[Strategy], num_devices: int) -> Space:
     return Space(configs=configs, degrees=degrees, leaders=tuple(range(n)), classes=tuple(range(num_devices)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_no_bound_exceeds_the_time_of_a_strategy_that_begins_so(
     seed: int, num_operators: int, num_strategies: int, shuffled: bool
