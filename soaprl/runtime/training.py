@@ -7,9 +7,10 @@ model.load_state_dict(runtime.state_dict())
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -19,6 +20,8 @@ from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
+from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, join_process_group
+from soaprl.runtime.distributed.runtime import initialize_distributed
 from soaprl.runtime.logical import LogicalRanks
 from soaprl.runtime.model_state import StateDict, input_tensors, module_tensors, tensors_of_state_dict
 from soaprl.runtime.optimization import MakeOptimizer, MakeSchedule, RankOptimizer
@@ -27,7 +30,30 @@ from soaprl.runtime.rank import RankState
 from soaprl.runtime.stores import blocks_of
 from soaprl.strategy.strategy import Strategy
 
-_EXECUTORS = ("logical",)
+_EXECUTORS = ("logical", "distributed")
+
+
+class Runtime(Protocol):
+    """A model in training.
+
+    Attributes:
+        graph: The model's operators.
+        program: What the ranks do.
+        num_iterations: Iterations so far.
+    """
+
+    graph: OperatorGraph
+    program: Program
+    num_iterations: int
+
+    def step(self, *args: object, **kwargs: object) -> Tensor:
+        """Trains on one batch; the loss before the update, float64."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state dict of the original model, as it is now, on the CPU."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes parameters and buffers from a state dict of the original model."""
 
 
 def initialize(
@@ -43,7 +69,8 @@ def initialize(
     graph: OperatorGraph | None = None,
     executor: str = "logical",
     devices: tuple[torch.device, ...] | None = None,
-) -> "LogicalRuntime":
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> "Runtime":
     """Prepares to train `model` by `strategy`.
 
     Args:
@@ -58,8 +85,10 @@ def initialize(
             (``local``, as `DistributedDataParallel` does), or from the whole batch (``synchronized``).
         seed: Of dropout and other random numbers, which do not depend on the strategy.
         graph: The model's graph, where the caller has captured it.
-        executor: ``logical``: all ranks in this process.
+        executor: ``logical``: all ranks in this process. ``distributed``: this process is the rank that
+            torch.distributed says, or that the environment says (as `torchrun` sets it); all ranks call this.
         devices: Where each rank's tensors are; all on the CPU by default.
+        timeout_s: How long a process waits for others before the job has failed.
 
     Raises:
         CaptureError: The model cannot be captured.
@@ -72,8 +101,23 @@ def initialize(
     fingerprint = graph_fingerprint(graph)
     options = CompileOptions(batch_norm=batch_norm, clip_gradients=max_gradient_norm is not None)
     num_ranks = None if devices is None else len(devices)
+    if executor == "distributed":
+        join_process_group(devices, timeout_s=timeout_s)
+        num_ranks = dist.get_world_size()
     program = compile_program(graph, strategy, num_ranks=num_ranks, options=options, fingerprint=fingerprint)
     check_program(program, graph, fingerprint=fingerprint)
+    if executor == "distributed":
+        return initialize_distributed(
+            model,
+            graph,
+            program,
+            optimizer=optimizer,
+            schedule=schedule,
+            max_gradient_norm=max_gradient_norm,
+            seed=seed,
+            device=None if devices is None else devices[dist.get_rank()],
+            timeout_s=timeout_s,
+        )
     ranks = LogicalRanks(graph, program, blocks_of(graph, module_tensors(graph, model)), devices=devices)
     optimizers = [RankOptimizer(state, optimizer, schedule, max_gradient_norm) for state in ranks.states]
     return LogicalRuntime(graph, program, ranks, optimizers, model.state_dict(), seed)

@@ -1,0 +1,78 @@
+"""Packed buffers: pieces of a message, or summands of a reduction, one after the other."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.boxes import num_elements
+from soaprl.runtime.program import Message
+
+# Every piece begins where any data type may.
+_ALIGNMENT = 16
+
+
+class MessageBuffer:
+    """The packed content of one message.
+
+    Args:
+        graph: The operators.
+        message: What is packed.
+        device: Where.
+
+    Attributes:
+        packed: All bytes.
+        pieces: The pieces, each flat: views of `packed`.
+    """
+
+    def __init__(self, graph: OperatorGraph, message: Message, device: torch.device) -> None:
+        starts, end = [], 0
+        for piece in message.pieces:
+            starts.append(end)
+            size = num_elements(piece.box) * graph.tensors[piece.tensor].itemsize
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self.packed = torch.empty(end, dtype=torch.uint8, device=device)
+        self.pieces = []
+        for piece, start in zip(message.pieces, starts, strict=True):
+            stored = graph.tensors[piece.tensor]
+            size = num_elements(piece.box) * stored.itemsize
+            dtype: torch.dtype = getattr(torch, stored.dtype)
+            self.pieces.append(self.packed[start : start + size].view(dtype))
+
+    def pack(self, contents: Sequence[Tensor]) -> None:
+        """Copies the content of all pieces."""
+        for piece, content in zip(self.pieces, contents, strict=True):
+            piece.copy_(content)
+
+
+class SumBuffer:
+    """The summands of one reduction, one flat buffer for each data type.
+
+    Args:
+        like: Tensors of the shapes and types of the summands.
+        device: Where.
+
+    Attributes:
+        packed: What is summed over ranks.
+        summands: Views of `packed`, in the shapes of `like`.
+    """
+
+    def __init__(self, like: Sequence[Tensor], device: torch.device) -> None:
+        self.packed: list[Tensor] = []
+        views: dict[int, Tensor] = {}
+        for dtype in dict.fromkeys(tensor.dtype for tensor in like):
+            chosen = [k for k, tensor in enumerate(like) if tensor.dtype == dtype]
+            flat = torch.empty(sum(like[k].numel() for k in chosen), dtype=dtype, device=device)
+            start = 0
+            for k in chosen:
+                views[k] = flat[start : start + like[k].numel()].view(like[k].shape)
+                start += prod(like[k].shape)
+            self.packed.append(flat)
+        self.summands = [views[k] for k in range(len(like))]
+
+    def pack(self, contents: Sequence[Tensor]) -> None:
+        """Copies all summands."""
+        for summand, content in zip(self.summands, contents, strict=True):
+            summand.copy_(content)

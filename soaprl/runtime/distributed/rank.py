@@ -1,0 +1,132 @@
+"""One rank of a program as this process."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from soaprl.errors import ExecutionError
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.calls import Kernel
+from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
+from soaprl.runtime.distributed.transport import Arrival, Transport
+from soaprl.runtime.lifetimes import last_uses
+from soaprl.runtime.local import kernels
+from soaprl.runtime.logical import UpdateRank, Watch
+from soaprl.runtime.program import (
+    Backward,
+    Exchange,
+    Forward,
+    LoadInputs,
+    MakeConstants,
+    Program,
+    ReduceGradients,
+    ReduceLoss,
+    ReduceNorm,
+    ReduceStatistics,
+    Step,
+    Update,
+    UpdateBuffers,
+)
+from soaprl.runtime.rank import Fetch, RankState
+
+_SHARED = (Exchange, ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
+
+
+class DistributedRank:
+    """The rank of a program that this process is.
+
+    Args:
+        graph: The operators.
+        program: The programs of all ranks; the same in all processes.
+        state: Gives the initial content of blocks of parameters and of whole buffers.
+        groups: The job's process groups; made here if None. Give it where a job runs several programs.
+        device: Where this rank's tensors are; the CPU if None.
+        table: Kernels, built anew if None.
+        timeout_s: How long to wait for other ranks before the job has failed.
+
+    Attributes:
+        state: What the rank holds.
+
+    Raises:
+        ExecutionError: The job has another number of processes than the program has ranks.
+    """
+
+    def __init__(
+        self,
+        graph: OperatorGraph,
+        program: Program,
+        state: Fetch,
+        *,
+        groups: Groups | None = None,
+        device: torch.device | None = None,
+        table: Mapping[str, Kernel] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        groups = Groups(timeout_s=timeout_s) if groups is None else groups
+        if groups.num_ranks != program.num_ranks:
+            raise ExecutionError(
+                f"the program of {program.model!r} has {program.num_ranks} ranks, and the job has"
+                f" {groups.num_ranks} processes: start {program.num_ranks}"
+            )
+        groups.prepare(program)
+        table = kernels() if table is None else table
+        self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
+        self._transport = Transport(self.state, groups, timeout_s=timeout_s)
+        self._drops = last_uses(self.state.program)
+        self._pending: dict[int, Arrival] = {}
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+        return self.state.program.rank
+
+    def iterate(
+        self, batch: Fetch, *, seed: int = 0, update: UpdateRank | None = None, watch: Watch | None = None
+    ) -> Tensor:
+        """Runs one iteration; all ranks call it together.
+
+        Args:
+            batch: Gives the blocks of the graph inputs that this rank's program loads.
+            seed: Of the random numbers of the iteration (dropout); the same on all ranks.
+            update: Called when the gradients of this rank are complete.
+            watch: Called with all that this rank's tasks write.
+
+        Returns:
+            The loss, float64, the same on all ranks.
+
+        Raises:
+            ExecutionError: A rank failed.
+        """
+        self.state.begin(seed)
+        self.state.clear_gradients()
+        for step, drops in zip(self.state.program.steps, self._drops, strict=True):
+            self._complete(getattr(step, "waits", ()))
+            if isinstance(step, _SHARED):
+                self._pending[step.id] = self._transport.start(step)
+            else:
+                self._local(step, batch, update, watch)
+            self.state.drop(drops)
+        self._complete(tuple(self._pending))
+        return self.state.loss
+
+    def _complete(self, ids: tuple[int, ...]) -> None:
+        for number in ids:
+            self._pending.pop(number)()
+
+    def _local(self, step: Step, batch: Fetch, update: UpdateRank | None, watch: Watch | None) -> None:
+        if isinstance(step, LoadInputs):
+            self.state.load_inputs(step, batch)
+        elif isinstance(step, MakeConstants):
+            self.state.make_constants(step)
+        elif isinstance(step, Forward):
+            self.state.forward(step)
+            if watch is not None:
+                for piece in step.writes:
+                    watch(piece, self.state.value(piece))
+        elif isinstance(step, Backward):
+            self.state.backward(step)
+        else:
+            assert isinstance(step, Update), f"{type(step).__name__} is shared"
+            if update is not None:
+                update(self.state)

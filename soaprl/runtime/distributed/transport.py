@@ -1,0 +1,118 @@
+"""What one rank does in a shared step: starts to talk, and takes what comes when it is needed.
+
+A `Transport` has buffers for each step, made when the step first comes and used again in each iteration.
+With gloo all that travels is in CPU memory: tensors of a GPU are staged, so that several processes can share
+one. With NCCL it stays where it is.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from soaprl.runtime.distributed.buffers import MessageBuffer, SumBuffer
+from soaprl.runtime.distributed.groups import Groups
+from soaprl.runtime.program import Exchange, Message, Shared
+from soaprl.runtime.rank import RankState, Reduction
+
+# Completes a shared step: waits, and lets what it brought be there.
+Arrival: TypeAlias = Callable[[], None]
+
+
+class Transport:
+    """The links of one rank to the others.
+
+    Args:
+        state: The rank.
+        groups: The job's process groups.
+        timeout_s: How long to wait for others; with NCCL, the process group's timeout counts.
+    """
+
+    def __init__(self, state: RankState, groups: Groups, *, timeout_s: float) -> None:
+        self._state, self._groups = state, groups
+        self._timeout = timedelta(seconds=timeout_s)
+        self._nccl = groups.backend == "nccl"
+        self._wire = state.device if self._nccl else torch.device("cpu")
+        self._messages: dict[tuple[int, int, bool], MessageBuffer] = {}
+        self._sums: dict[int, SumBuffer] = {}
+
+    def start(self, step: Shared, *, scale: float = 1.0) -> Arrival:
+        """Sends what this rank has for the others; what it returns takes what they have.
+
+        Args:
+            step: The step that the rank has come to.
+            scale: Of the loss that is minimized; see `RankState.contribution`.
+        """
+        if isinstance(step, Exchange):
+            return self._exchange(step)
+        return self._reduce(step, scale)
+
+    def _exchange(self, step: Exchange) -> Arrival:
+        receives = [(m.peer, self._buffer(step.id, m, received=True).packed) for m in step.receives]
+        sends = [(m.peer, self._packed(step, m)) for m in step.sends]
+        works = self._posted(step.id, sends, receives)
+
+        def arrive() -> None:
+            for work in works:
+                self._wait(work)
+            for message in step.receives:
+                contents = self._buffer(step.id, message, received=True).pieces
+                if self._wire != self._state.device:
+                    contents = [content.to(self._state.device) for content in contents]
+                self._state.incoming(message, step.direction, contents)
+
+        return arrive
+
+    def _packed(self, step: Exchange, message: Message) -> Tensor:
+        contents = self._state.outgoing(message, step.direction)
+        if len(contents) == 1 and contents[0].stride(0) == 1 and contents[0].device == self._wire:
+            # Nothing writes to it while it is on its way: what was written stays, and gradients are gone.
+            return contents[0].view(torch.uint8)
+        buffer = self._buffer(step.id, message, received=False)
+        buffer.pack(contents)
+        return buffer.packed
+
+    def _posted(
+        self, tag: int, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]
+    ) -> list[dist.Work]:
+        if self._nccl:
+            operations = [dist.P2POp(dist.irecv, tensor, peer) for peer, tensor in receives]
+            operations += [dist.P2POp(dist.isend, tensor, peer) for peer, tensor in sends]
+            return list(dist.batch_isend_irecv(operations))
+        works = [dist.irecv(tensor, peer, tag=tag) for peer, tensor in receives]
+        works += [dist.isend(tensor, peer, tag=tag) for peer, tensor in sends]
+        return [work for work in works if work is not None]
+
+    def _buffer(self, number: int, message: Message, *, received: bool) -> MessageBuffer:
+        key = (number, message.peer, received)
+        if key not in self._messages:
+            self._messages[key] = MessageBuffer(self._state.graph, message, self._wire)
+        return self._messages[key]
+
+    def _reduce(self, step: Reduction, scale: float) -> Arrival:
+        contributions = self._state.contribution(step, scale)
+        if len(step.group) == 1:
+            return lambda: self._state.enter(step, contributions)
+        if step.id not in self._sums:
+            self._sums[step.id] = SumBuffer(contributions, self._wire)
+        buffer = self._sums[step.id]
+        buffer.pack(contributions)
+        group = self._groups[step.group]
+        works = [dist.all_reduce(flat, group=group, async_op=True) for flat in buffer.packed]
+
+        def arrive() -> None:
+            for work in works:
+                self._wait(work)
+            self._state.enter(step, [total.to(self._state.device) for total in buffer.summands])
+
+        return arrive
+
+    def _wait(self, work: dist.Work | None) -> None:
+        assert work is not None, "this rank is in the group"
+        if self._nccl:
+            work.wait()
+        else:
+            work.wait(self._timeout)
