@@ -529,7 +529,7 @@ def _propose(
 @inner_kernel
 def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: Record) -> None:
     """Marks in the record what the change, which was applied, touches."""
-    begin_following(record, setting.tables.num_devices)
+    begin_following(graph.work, record, setting.tables.num_devices)
     for i in range(change.sizes[0]):
         change.old_parts[i] = found.operators[change.patterns[i], 0]
     touch_change(

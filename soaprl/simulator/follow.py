@@ -76,7 +76,7 @@ def follow(
         if on < 0:
             pass
         elif on < num_devices:
-            at = record.position[task] if task < last_id else -1
+            at = record.position[task]
             if at >= 0 and record.touched[at] == REPLACED:
                 at = -1
             if 0 <= at < record.frontier[on]:
@@ -252,7 +252,9 @@ def _run(work: Workspace, record: Record, device: int, at: int, begun_s: float) 
     if entries != record.pending[device]:
         return 0
     record.pending[device] = 0
-    record.until_s[device] = record.ready_s[end - 1] + (begun_s - start_s)
+    # Entries are ready when they are; the others when those before them are done.
+    shifted_s = record.ready_s[end - 1] + (begun_s - start_s)
+    record.until_s[device] = before_s if record.last[end - 1] < at else shifted_s
     record.until_id[device] = record.task[end - 1]
     _move_frontier(record, device, end)
     return end

@@ -7,7 +7,7 @@ shifted: nothing in the run needs to be looked at but what leaves it. Times are 
 (`soaprl.cost.ticks`), so shifting is exact.
 
 `soaprl.simulator.schedule` follows runs; this module keeps what it needs for that. Positions number the
-computing tasks of all devices, device by device, in the order of dispatch; updates are not counted.
+computing tasks of all devices, device by device, in the order of dispatch.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.simulator.adjacency import Adjacency
-from soaprl.simulator.state import HALF, Blocks, Layout, Workspace
+from soaprl.simulator.state import HALF, UPDATE_ID, Blocks, Layout, Workspace
 from soaprl.simulator.tables import GraphTables
 
 ByteArray = NDArray[np.int8]
@@ -49,7 +49,7 @@ class Record(NamedTuple):
         done_s: By position, one entry more: how long all tasks before it take.
         last: By position: the last position that it waits for, or -1.
         reach: By position: the last position that waits for it, or -1.
-        fixed: By position: 1 where the task waits for a transfer, or a transfer for it.
+        fixed: By position: 1 where the task waits for a transfer, or a transfer for it, and for updates.
         wait_begin: By position, one entry more: where what waits beyond the backward pass begins.
         wait_target: What waits: an id.
         wait_finish_s: When what it waits for finished.
@@ -144,7 +144,7 @@ def record_schedule(
     record.position[:] = -1
     record.frontier[:] = 0
     for i in range(num_tasks):
-        if dispatched[i] < end and work.resource[dispatched[i]] < num_devices:
+        if 0 <= work.resource[dispatched[i]] < num_devices:
             record.frontier[work.resource[dispatched[i]]] += 1
     size = 0
     for device in range(num_devices):
@@ -155,10 +155,10 @@ def record_schedule(
     record.size[0] = size
     for i in range(num_tasks):
         task = dispatched[i]
-        if task < end and work.resource[task] < num_devices:
+        if 0 <= work.resource[task] < num_devices:
             at = record.frontier[work.resource[task]]
             record.frontier[work.resource[task]] += 1
-            record.position[task], record.task[at], record.fixed[at] = at, task, 0
+            record.position[task], record.task[at], record.fixed[at] = at, task, task >= end
             record.last[at], record.reach[at], record.device[at] = -1, -1, work.resource[task]
             record.ready_s[at], record.start_s[at] = work.ready_s[task], work.start_s[task]
             record.finish_s[at] = work.finish_s[task]
@@ -240,7 +240,7 @@ def worth_following(record: Record) -> bool:
 
 
 @inner_kernel
-def begin_following(record: Record, num_devices: int) -> None:
+def begin_following(work: Workspace, record: Record, num_devices: int) -> None:
     """Goes back to the beginning of the record; nothing is touched."""
     record.size[1] = 0
     for at in range(record.size[0]):
@@ -255,6 +255,9 @@ def begin_following(record: Record, num_devices: int) -> None:
         record.first_touched[1, device] = record.begin[device + 1]
         record.until_s[device] = -1.0
         record.until_id[device] = -1
+        update = work.totals[UPDATE_ID] + device
+        if record.position[update] >= 0 and work.need[update] == 0:
+            record.ahead[record.position[update]] = HOLE
 
 
 @inner_kernel

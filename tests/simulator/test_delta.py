@@ -62,11 +62,11 @@ def walk(
             delta.rollback()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 def test_every_step_of_a_random_walk_is_what_full_simulation_says(seed: int) -> None:
     rng = random.Random(seed)
     problem = random_problem(rng, num_operators=rng.randint(2, 12))
-    walk(rng, problem, random_strategy(rng, problem.graph, problem.cluster.num_devices), 400, None)
+    walk(rng, problem, random_strategy(rng, problem.graph, problem.cluster.num_devices), 500, None)
 
 
 def chain_problem(depth: int, options: SimulationOptions | None = None) -> Problem:
