@@ -14,7 +14,8 @@ busy for bytes / bandwidth with each transfer.
 
 *Tails*, the least time from a task's end to that of the iteration (`soaprl.search.exhaustive.tails`), are
 their mirror image. *Round trips* (`soaprl.search.exhaustive.trips`) stand for readers that are not chosen
-yet; a producer that is not chosen counts with the least that it and its own producers take.
+yet; all operators that are not chosen have the least heads and tails that any of their tasks could have
+(`soaprl.search.exhaustive.rest`).
 
 No iteration ends before
 
@@ -24,16 +25,14 @@ No iteration ends before
 - all chosen tasks of a device in the best order with interruptions, from their heads to the ends of their
   tails (one machine, Jackson's preemptive schedule, `preemptive_end`); its update after them;
 - for each tail: all work with this tail or a longer one, spread evenly over all devices, and the tail. The
-  work of an operator not chosen yet is the least of its configurations, its tail that of its producers'
-  backward tasks (`_spread`).
+  work of an operator not chosen yet is the least of its configurations (`_spread`).
 """
-
-import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.search.exhaustive.heads import enter_backward, enter_forward
 from soaprl.search.exhaustive.jobs import add_job, is_chosen, last_end, num_tasks, preemptive_end, task_times
+from soaprl.search.exhaustive.rest import enter_rest_back_end, enter_rest_end
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.synchronization import enter_slots, synchronization_bound
 from soaprl.search.exhaustive.tables import BoundTables
@@ -69,8 +68,7 @@ def bounds_within(
         s.rows[order[i]] = row
     chosen = order[len(prefix)]
     for o in range(chosen):
-        if s.rows[o] >= 0:
-            enter_forward(t, s, o)
+        _enter_head(t, s, o)
     for i, candidate in enumerate(candidates):
         s.rows[chosen] = candidate
         bounds[i] = _bound(t, trips, s, chosen, limit_s)
@@ -85,13 +83,15 @@ def _bound(t: BoundTables, trips: Trips, s: Scratch, first: int, limit_s: float)
     if bound >= limit_s:
         return bound
     for o in range(first, n):
-        if s.rows[o] >= 0:
-            enter_forward(t, s, o)
+        _enter_head(t, s, o)
     for o in range(n):
         for p in range(num_tasks(t, s, o)):
             bound = max(bound, s.forward_end_s[o, p])
     for o in range(n - 1, -1, -1):
-        if t.has_backward[o] and s.rows[o] >= 0:
+        if s.rows[o] < 0:
+            enter_rest_back_end(t, s, o)
+            bound = max(bound, s.rest_back_end_s[o])
+        elif t.has_backward[o]:
             enter_backward(t, trips, s, o)
             for p in range(num_tasks(t, s, o)):
                 bound = max(bound, s.backward_end_s[o, p])
@@ -102,6 +102,14 @@ def _bound(t: BoundTables, trips: Trips, s: Scratch, first: int, limit_s: float)
         return bound
     enter_tails(t, trips, s)
     return max(bound, _devices(t, s), _spread(t, s))
+
+
+@inner_kernel
+def _enter_head(t: BoundTables, s: Scratch, o: int) -> None:
+    if s.rows[o] < 0:
+        enter_rest_end(t, s, o)
+    else:
+        enter_forward(t, s, o)
 
 
 @inner_kernel
@@ -153,7 +161,6 @@ def _spread(t: BoundTables, s: Scratch) -> float:
     s.num_jobs[0] = 0
     for o in range(len(t.has_backward)):
         if s.rows[o] < 0:
-            s.rest_tail_s[o] = _rest_tail(t, s, o)
             s.end_s[0, s.num_jobs[0]] = s.rest_tail_s[o]
             add_job(s, 0, 0.0, t.least_work_s[o])
             continue
@@ -175,21 +182,3 @@ def _spread(t: BoundTables, s: Scratch) -> float:
         work += s.duration_s[0, order[i]]
         bound = max(bound, work / t.cluster.num_devices + s.end_s[0, order[i]])
     return bound
-
-
-@inner_kernel
-def _rest_tail(t: BoundTables, s: Scratch, o: int) -> float:
-    """Least tail of the tasks of an operator that is not chosen, from producers that all its tasks read."""
-    tail = 0.0
-    for i in range(t.in_begin[o], t.in_begin[o + 1]):
-        edge = t.in_edges[i]
-        if not (t.edge_gradient[edge] and t.edge_everywhere[edge]):
-            continue
-        q = t.edge_producer[edge]
-        least = t.least_backward_s[q] + s.rest_tail_s[q]
-        if s.rows[q] >= 0:
-            least = np.inf
-            for w in range(num_tasks(t, s, q)):
-                least = min(least, task_times(t, s, q, w)[1] + s.backward_tail_s[q, w])
-        tail = max(tail, least)
-    return tail

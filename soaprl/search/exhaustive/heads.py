@@ -27,7 +27,7 @@ def enter_forward(t: BoundTables, s: Scratch, o: int) -> None:
             q = t.edge_producer[t.in_edges[first]]
             if s.rows[q] < 0:
                 if t.edge_everywhere[t.in_edges[first]]:
-                    head = max(head, t.least_end_s[q])
+                    head = max(head, s.rest_end_s[q])
                 continue
             _add_writers(t, s, first, i, o, p)
         for source in range(n):
@@ -85,6 +85,8 @@ def enter_backward(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
                 continue
             c = t.edge_consumer[edge]
             if s.rows[c] < 0:
+                if t.edge_wanted[edge]:
+                    head = max(head, s.rest_back_end_s[c])
                 trip = trips.time_s[trips.begin[edge] + (row - t.config_begin[o]) * room + p]
                 head = max(head, s.forward_end_s[o, p] + trip)
                 continue

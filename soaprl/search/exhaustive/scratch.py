@@ -32,7 +32,10 @@ class Scratch(NamedTuple):
         forward_tail_s: Shape [operators, T].
         backward_tail_s: Likewise.
         mask: Shape [operators, T]; the slots that a backward task precedes, as a bit set.
-        rest_tail_s: Shape [operators].
+        rest_end_s: Shape [operators]; least end of a forward task of an operator that is not chosen.
+        rest_back_end_s: Likewise, of a backward task.
+        rest_tail_s: Shape [operators]; least tail of its backward tasks.
+        rest_forward_tail_s: Likewise, of its forward tasks.
         num_slots: Shape [1].
         slot_group: By slot (see `soaprl.search.exhaustive.synchronization`): its group.
         slot_cell: By slot: its cell.
@@ -64,7 +67,10 @@ class Scratch(NamedTuple):
     forward_tail_s: FloatArray
     backward_tail_s: FloatArray
     mask: IntArray
+    rest_end_s: FloatArray
+    rest_back_end_s: FloatArray
     rest_tail_s: FloatArray
+    rest_forward_tail_s: FloatArray
     num_slots: IntArray
     slot_group: IntArray
     slot_cell: IntArray
@@ -104,7 +110,10 @@ def make_scratch(tables: BoundTables) -> Scratch:
         forward_tail_s=np.zeros(tasks),
         backward_tail_s=np.zeros(tasks),
         mask=np.zeros(tasks, np.int64),
+        rest_end_s=np.zeros(n),
+        rest_back_end_s=np.zeros(n),
         rest_tail_s=np.zeros(n),
+        rest_forward_tail_s=np.zeros(n),
         num_slots=np.zeros(1, np.int64),
         slot_group=np.zeros(slots, np.int64),
         slot_cell=np.zeros(slots, np.int64),

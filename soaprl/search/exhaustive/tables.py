@@ -65,11 +65,11 @@ class BoundTables(NamedTuple):
         reduce_busy_s: Shape [sizes, 2 ** D, links].
         least_update_s: By group: least update of all its holders together.
         least_work_s: By operator: least work of all its tasks together, without updates.
+        least_forward_s: By operator: least time of a forward task.
         least_backward_s: By operator: least time of a backward task.
-        least_end_s: By operator: least end of a forward task, whatever is chosen.
-        least_tail_s: By operator: least time from the end of a backward task to the end of the iteration.
         edge_everywhere: By edge: whether every task of the consumer reads something of it, whatever the
             degrees.
+        edge_wanted: By edge: whether every task of the producer is read by one of the consumer, likewise.
     """
 
     cluster: ClusterTables
@@ -107,10 +107,10 @@ class BoundTables(NamedTuple):
     reduce_busy_s: FloatArray
     least_update_s: FloatArray
     least_work_s: FloatArray
+    least_forward_s: FloatArray
     least_backward_s: FloatArray
-    least_end_s: FloatArray
-    least_tail_s: FloatArray
     edge_everywhere: IntArray
+    edge_wanted: IntArray
 
 
 def bound_tables(problem: Problem, space: Space) -> BoundTables:
@@ -169,7 +169,8 @@ class _Builder:
         group_patterns, pattern_begin, least_update_s = self._cells()
         sizes, cell_size = self._sizes()
         begin = _offsets([len(p) for p in self.patterns])
-        everywhere, least_backward_s = self._everywhere(edge_pairs, pair_bytes), self._least_task(backward_s)
+        everywhere, wanted = self._everywhere(edge_pairs, pair_bytes)
+        least_forward_s, least_backward_s = self._least_task(forward_s), self._least_task(backward_s)
         work_s = (forward_s + backward_s).min(axis=2).sum(axis=1)
         least_work_s = np.array([work_s[a:b].min() for a, b in pairwise(begin.tolist())])
         configs = [config for configs in self.space.configs for config in configs]
@@ -215,10 +216,10 @@ class _Builder:
             reduce_busy_s=reduce_busy_s,
             least_update_s=least_update_s,
             least_work_s=least_work_s,
+            least_forward_s=least_forward_s,
             least_backward_s=least_backward_s,
-            least_end_s=self._longest(self._least_task(forward_s), everywhere, after=True),
-            least_tail_s=self._longest(least_backward_s, everywhere & flags.edge_gradient, after=False),
             edge_everywhere=everywhere,
+            edge_wanted=wanted,
         )
 
     def _devices(self, configs: Sequence[OpConfig]) -> IntArray:
@@ -310,28 +311,17 @@ class _Builder:
         least = [[next(rows)[: p.num_parts].min() for p in patterns] for patterns in self.patterns]
         return np.array([min(times) for times in least])
 
-    def _longest(self, task_s: FloatArray, counted: IntArray, *, after: bool) -> FloatArray:
-        """The longest path to each operator over the edges that count; with its own time if `after`."""
-        length = np.zeros(len(task_s))
-        for o in range(len(task_s)):
-            before = [
-                length[e.producer] + (0.0 if after else task_s[e.producer])
-                for number, e in enumerate(self.index.edges)
-                if e.consumer == o and counted[number]
-            ]
-            length[o] = max(before, default=0.0) + (task_s[o] if after else 0.0)
-        return length
-
-    def _everywhere(self, edge_pairs: IntArray, pair_bytes: IntArray) -> IntArray:
-        """See `BoundTables.edge_everywhere`."""
-        found = []
+    def _everywhere(self, edge_pairs: IntArray, pair_bytes: IntArray) -> tuple[IntArray, IntArray]:
+        """See `BoundTables.edge_everywhere` and `BoundTables.edge_wanted`."""
+        everywhere, wanted = [], []
         for number, edge in enumerate(self.index.edges):
-            readers = self.patterns[edge.consumer]
-            shape = (len(self.patterns[edge.producer]), len(readers), self.room, self.room)
-            table = pair_bytes[edge_pairs[number] : edge_pairs[number + 1]]
-            read = np.asarray(table.reshape(shape).any(axis=2))
-            found.append(all(read[:, j, : reader.num_parts].all() for j, reader in enumerate(readers)))
-        return np.array(found, np.int64)
+            writers, readers = self.patterns[edge.producer], self.patterns[edge.consumer]
+            shape = (len(writers), len(readers), self.room, self.room)
+            table = pair_bytes[edge_pairs[number] : edge_pairs[number + 1]].reshape(shape)
+            read, sent = np.asarray(table.any(axis=2)), np.asarray(table.any(axis=3))
+            everywhere.append(all(read[:, j, : reader.num_parts].all() for j, reader in enumerate(readers)))
+            wanted.append(all(sent[i, :, : writer.num_parts].all() for i, writer in enumerate(writers)))
+        return np.array(everywhere, np.int64), np.array(wanted, np.int64)
 
 
 def _common(written: IntArray, read: IntArray) -> IntArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from soaprl.cost.kernels import inner_kernel
 from soaprl.search.exhaustive.jobs import add_job, num_tasks, pairs_at, task_times, transfer_s
+from soaprl.search.exhaustive.rest import enter_rest_forward_tail, enter_rest_tail
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 from soaprl.search.exhaustive.trips import Trips
@@ -27,10 +28,14 @@ def enter_tails(t: BoundTables, trips: Trips, s: Scratch) -> None:
     for slot in range(s.num_slots[0]):
         _enter_contributors(t, s, slot)
     for o in range(n):
-        if t.has_backward[o] and s.rows[o] >= 0:
+        if s.rows[o] < 0:
+            enter_rest_tail(t, s, o)
+        elif t.has_backward[o]:
             _backward_tails(t, s, o)
     for o in range(n - 1, -1, -1):
-        if s.rows[o] >= 0:
+        if s.rows[o] < 0:
+            enter_rest_forward_tail(t, s, o)
+        else:
             _forward_tails(t, trips, s, o)
 
 
@@ -65,7 +70,7 @@ def _backward_tails(t: BoundTables, s: Scratch, o: int) -> None:
             q = t.edge_producer[edge]
             if s.rows[q] < 0:
                 if t.edge_everywhere[edge]:
-                    tail = max(tail, t.least_backward_s[q] + t.least_tail_s[q])
+                    tail = max(tail, t.least_backward_s[q] + s.rest_tail_s[q])
                 continue
             pairs = pairs_at(t, edge, s.rows[q], row) + p
             for w in range(t.config_tasks[s.rows[q]]):
@@ -98,6 +103,8 @@ def _forward_tails(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
             edge = t.out_edges[i]
             c = t.edge_consumer[edge]
             if s.rows[c] < 0:
+                if t.edge_wanted[edge]:
+                    tail = max(tail, t.least_forward_s[c] + s.rest_forward_tail_s[c])
                 if t.edge_gradient[edge]:
                     trip = trips.time_s[trips.begin[edge] + (row - t.config_begin[o]) * room + p]
                     tail = max(tail, trip + backward)
