@@ -24,6 +24,7 @@ from soaprl.cli.export import export
 from soaprl.cli.methods import methods
 from soaprl.cli.models import models
 from soaprl.cli.output import INTERRUPTED
+from soaprl.cli.run import run as run_command
 from soaprl.cli.search import search
 from soaprl.cli.simulate import simulate
 from soaprl.errors import SoaprlError
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 for command in (models, clusters, methods, simulate, search, compare, export, demo):
     app.command()(command)
+app.command(name="run")(run_command)
 
 
 def _print_version(wanted: bool) -> None:

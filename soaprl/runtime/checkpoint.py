@@ -36,7 +36,8 @@ from soaprl.runtime.checkpoint_storage import (
     whole_shard,
     write_shards,
 )
-from soaprl.runtime.training import LogicalRuntime
+from soaprl.runtime.distributed import DistributedRuntime
+from soaprl.runtime.training import LogicalRuntime, Runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class CheckpointFacts:
 
 
 def save_checkpoint(
-    runtime: LogicalRuntime,
+    runtime: Runtime,
     folder: str | Path,
     *,
     num_kept: int = 2,
@@ -81,7 +82,7 @@ def save_checkpoint(
         ExecutionError: It cannot be written, by any of the processes; an earlier one stays.
         OutputError: The folder cannot be written.
     """
-    training, distributed = training_of(runtime), _spans_processes(runtime)
+    training, distributed = training_of(runtime), isinstance(runtime, DistributedRuntime)
     folder, first = Path(folder), training.process == 0
     target = checkpoint_path(folder, training.num_iterations)
     if is_whole(target):
@@ -94,7 +95,7 @@ def save_checkpoint(
         content = {
             "model": training.graph.name,
             "num_iterations": training.num_iterations,
-            "seed": runtime._seed,
+            "seed": _known(runtime)._seed,
             "num_ranks": training.program.num_ranks,
             "names": names_of(training),
             "settings": dict(settings or {}),
@@ -104,7 +105,7 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(runtime: LogicalRuntime, path: str | Path) -> CheckpointFacts:
+def load_checkpoint(runtime: Runtime, path: str | Path) -> CheckpointFacts:
     """Goes on from a checkpoint: parameters, buffers, optimizer, schedule, iterations, random numbers.
 
     The strategy, and the number of ranks and processes, may be others than those that saved it.
@@ -124,7 +125,8 @@ def load_checkpoint(runtime: LogicalRuntime, path: str | Path) -> CheckpointFact
             " use the model and options that were trained"
         )
     load_shards(training, facts.path, facts.num_iterations)
-    runtime.num_iterations, runtime._seed = facts.num_iterations, facts.seed
+    known = _known(runtime)
+    known.num_iterations, known._seed = facts.num_iterations, facts.seed
     return facts
 
 
@@ -170,22 +172,28 @@ def export_state_dict(path: str | Path, target: str | Path) -> None:
     write_bytes_atomic(target, stream.getvalue())
 
 
-def training_of(runtime: LogicalRuntime) -> Training:
+def training_of(runtime: Runtime) -> Training:
     """What this process has of a training."""
+    known = _known(runtime)
+    distributed = isinstance(known, DistributedRuntime)
     return Training(
-        graph=runtime.graph,
-        program=runtime.program,
-        states=runtime.ranks.states,
-        optimizers=runtime._optimizers,
-        original=runtime._original,
-        num_iterations=runtime.num_iterations,
-        process=dist.get_rank() if _spans_processes(runtime) else 0,
+        graph=known.graph,
+        program=known.program,
+        states=(known.rank.state,) if isinstance(known, DistributedRuntime) else known.ranks.states,
+        optimizers=(known.optimizer,) if isinstance(known, DistributedRuntime) else known._optimizers,
+        original=known._original,
+        num_iterations=known.num_iterations,
+        process=dist.get_rank() if distributed else 0,
     )
 
 
-def _spans_processes(runtime: LogicalRuntime) -> bool:
-    """Whether other processes have the other ranks."""
-    return len(runtime.ranks.states) < runtime.program.num_ranks
+def _known(runtime: Runtime) -> LogicalRuntime | DistributedRuntime:
+    if isinstance(runtime, LogicalRuntime | DistributedRuntime):
+        return runtime
+    raise ExecutionError(
+        f"expected what soaprl.runtime.initialize returns, found {type(runtime).__name__}: checkpoints are of"
+        " its trainings"
+    )
 
 
 __all__ = [
