@@ -17,18 +17,28 @@ def run_processes(function: Callable[..., None], num_ranks: int, *args: Any) -> 
     Raises:
         AssertionError: What one of them raised.
     """
-    context = multiprocessing.get_context("spawn")
-    port, errors = free_port(), context.Queue()
+    processes, errors = start_processes(function, num_ranks, *args)
+    for process in processes:
+        process.join()
+    assert errors.empty(), errors.get()
+    assert all(process.exitcode == 0 for process in processes), [p.exitcode for p in processes]
+
+
+def start_processes(
+    function: Callable[..., None], num_ranks: int, *args: Any
+) -> tuple[list[multiprocessing.context.ForkServerProcess], Any]:
+    """The processes, which have begun, and a queue of (rank, error) with what they raise."""
+    # Processes are copies of a server that has imported PyTorch once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "soaprl.runtime", "tests.runtime.models"])
+    port, errors = free_port(), context.SimpleQueue()
     processes = [
         context.Process(target=_begin, args=(function, rank, num_ranks, port, errors, args), daemon=True)
         for rank in range(num_ranks)
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    assert errors.empty(), errors.get()
-    assert all(process.exitcode == 0 for process in processes), [p.exitcode for p in processes]
+    return processes, errors
 
 
 def free_port() -> int:
@@ -60,5 +70,5 @@ def _begin(
         dist.barrier()
         dist.destroy_process_group()
     except Exception:
-        errors.put(f"rank {rank}: {traceback.format_exc()}")
+        errors.put((rank, traceback.format_exc()))
         raise SystemExit(1) from None

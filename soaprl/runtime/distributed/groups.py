@@ -5,15 +5,28 @@ each set of ranks, kept for all programs of a job. All ranks make them in the sa
 """
 
 import os
+from contextlib import suppress
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from soaprl.errors import ExecutionError
-from soaprl.runtime.program import Exchange, Program, Step
+from soaprl.runtime.distributed.health import Health, Store
+from soaprl.runtime.program import (
+    Program,
+    ReduceGradients,
+    ReduceLoss,
+    ReduceNorm,
+    ReduceStatistics,
+    Step,
+    UpdateBuffers,
+)
 
 DEFAULT_TIMEOUT_S = 30.0
+# No step has this id.
+_UNUSED_TAG = 2**30
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
 
@@ -61,6 +74,7 @@ class Groups:
         rank: This process.
         num_ranks: Number of processes.
         backend: ``gloo`` or ``nccl``.
+        health: Signs of life of all ranks.
     """
 
     def __init__(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -74,6 +88,8 @@ class Groups:
         world = dist.group.WORLD
         assert world is not None, "torch.distributed is initialized"
         self._known = {tuple(range(self.num_ranks)): world}
+        store = cast("Store", dist.distributed_c10d._get_default_store())
+        self.health = Health(store, self.rank, self.num_ranks, timeout_s=timeout_s)
         # NCCL connects all ranks at the first collective, which must not be a batch that only some are in.
         device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else None
         dist.all_reduce(torch.zeros(1, device=device))
@@ -90,6 +106,26 @@ class Groups:
         for ranks in sorted(wanted - self._known.keys()):
             self._known[ranks] = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout_s))
 
+    def close(self) -> None:
+        """Ends the signs of life; the process groups stay."""
+        self.health.close()
+
+    def sever(self) -> None:
+        """Breaks all connections, so that no other rank waits for this one any longer (gloo only).
+
+        A wait that runs out closes every connection of its group; there is no other way to do so from here
+        while another thread may be waiting.
+        """
+        if self.backend != "gloo":
+            return
+        for ranks, group in self._known.items():
+            for peer in ranks:
+                if self.rank in ranks and peer != self.rank:
+                    with suppress(RuntimeError):
+                        work = dist.irecv(torch.empty(1), peer, group=group, tag=_UNUSED_TAG)
+                        assert work is not None, "this rank is in the group"
+                        work.wait(timedelta(milliseconds=1))
+
     def __getitem__(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
         return self._known[ranks]
 
@@ -100,6 +136,6 @@ class Groups:
 
 
 def _collective_groups(step: Step) -> tuple[tuple[int, ...], ...]:
-    if isinstance(step, Exchange) or not hasattr(step, "group"):
-        return ()
-    return (step.group,)
+    if isinstance(step, ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers):
+        return (step.group,)
+    return ()

@@ -1,6 +1,7 @@
 """One rank of a program as this process."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -8,8 +9,10 @@ from torch import Tensor
 from soaprl.errors import ExecutionError
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.distributed.failures import Failures
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
-from soaprl.runtime.distributed.transport import Arrival, Transport
+from soaprl.runtime.distributed.health import Place
+from soaprl.runtime.distributed.transport import Arrival, LinkError, Transport
 from soaprl.runtime.lifetimes import last_uses
 from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
@@ -24,6 +27,7 @@ from soaprl.runtime.program import (
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    Shared,
     Step,
     Update,
     UpdateBuffers,
@@ -47,6 +51,7 @@ class DistributedRank:
 
     Attributes:
         state: What the rank holds.
+        num_iterations: Iterations so far.
 
     Raises:
         ExecutionError: The job has another number of processes than the program has ranks.
@@ -74,7 +79,10 @@ class DistributedRank:
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
         self._drops = last_uses(self.state.program)
-        self._pending: dict[int, Arrival] = {}
+        self._pending: dict[int, tuple[Shared, Arrival]] = {}
+        self._health = groups.health
+        self._failures = Failures(graph, program, groups, timeout_s=timeout_s)
+        self.num_iterations = 0
 
     @property
     def rank(self) -> int:
@@ -100,19 +108,45 @@ class DistributedRank:
         """
         self.state.begin(seed)
         self.state.clear_gradients()
-        for step, drops in zip(self.state.program.steps, self._drops, strict=True):
-            self._complete(getattr(step, "waits", ()))
+        self._pending.clear()
+        for index, (step, drops) in enumerate(zip(self.state.program.steps, self._drops, strict=True)):
+            self._complete(awaited(step), index)
+            self._at(index)
             if isinstance(step, _SHARED):
-                self._pending[step.id] = self._transport.start(step)
+                with self._named(step):
+                    self._pending[step.id] = (step, self._transport.start(step))
             else:
-                self._local(step, batch, update, watch)
+                with self._named():
+                    self._local(step, batch, update, watch)
             self.state.drop(drops)
-        self._complete(tuple(self._pending))
+        self._complete(tuple(self._pending), len(self._drops))
+        self._at(len(self._drops))
+        self.num_iterations += 1
         return self.state.loss
 
-    def _complete(self, ids: tuple[int, ...]) -> None:
+    def _at(self, index: int, *, waiting: bool = False) -> None:
+        self._place = Place(iteration=self.num_iterations, step=index, waiting=waiting)
+        self._health.place = self._place
+
+    def _complete(self, ids: tuple[int, ...], index: int) -> None:
+        """Lets what the shared steps `ids` brought be there, for the step number `index`."""
+        if ids:
+            self._at(index, waiting=True)
         for number in ids:
-            self._pending.pop(number)()
+            step, arrive = self._pending.pop(number)
+            with self._named(step):
+                arrive()
+
+    @contextmanager
+    def _named(self, step: Shared | None = None) -> Iterator[None]:
+        """Turns exceptions into errors that name the rank that failed, and where."""
+        try:
+            yield
+        except LinkError as error:
+            assert step is not None, "only shared steps need others"
+            raise self._failures.of_others(self._place, step, error) from error
+        except Exception as error:
+            raise self._failures.of_this_rank(self._place, error) from error
 
     def _local(self, step: Step, batch: Fetch, update: UpdateRank | None, watch: Watch | None) -> None:
         if isinstance(step, LoadInputs):
@@ -130,3 +164,10 @@ class DistributedRank:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             if update is not None:
                 update(self.state)
+
+
+def awaited(step: Step) -> tuple[int, ...]:
+    """The ids that must be complete before a step."""
+    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | Update):
+        return step.waits
+    return ()

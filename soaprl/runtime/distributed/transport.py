@@ -5,7 +5,8 @@ With gloo all that travels is in CPU memory: tensors of a GPU are staged, so tha
 one. With NCCL it stays where it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -20,6 +21,10 @@ from soaprl.runtime.rank import RankState, Reduction
 
 # Completes a shared step: waits, and lets what it brought be there.
 Arrival: TypeAlias = Callable[[], None]
+
+
+class LinkError(RuntimeError):
+    """Other ranks did not answer."""
 
 
 class Transport:
@@ -45,6 +50,9 @@ class Transport:
         Args:
             step: The step that the rank has come to.
             scale: Of the loss that is minimized; see `RankState.contribution`.
+
+        Raises:
+            LinkError: Others do not answer; so does what it returns.
         """
         if isinstance(step, Exchange):
             return self._exchange(step)
@@ -78,12 +86,13 @@ class Transport:
     def _posted(
         self, tag: int, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]
     ) -> list[dist.Work]:
-        if self._nccl:
-            operations = [dist.P2POp(dist.irecv, tensor, peer) for peer, tensor in receives]
-            operations += [dist.P2POp(dist.isend, tensor, peer) for peer, tensor in sends]
-            return list(dist.batch_isend_irecv(operations))
-        works = [dist.irecv(tensor, peer, tag=tag) for peer, tensor in receives]
-        works += [dist.isend(tensor, peer, tag=tag) for peer, tensor in sends]
+        with _links():
+            if self._nccl:
+                operations = [dist.P2POp(dist.irecv, tensor, peer) for peer, tensor in receives]
+                operations += [dist.P2POp(dist.isend, tensor, peer) for peer, tensor in sends]
+                return list(dist.batch_isend_irecv(operations))
+            works = [dist.irecv(tensor, peer, tag=tag) for peer, tensor in receives]
+            works += [dist.isend(tensor, peer, tag=tag) for peer, tensor in sends]
         return [work for work in works if work is not None]
 
     def _buffer(self, number: int, message: Message, *, received: bool) -> MessageBuffer:
@@ -101,7 +110,8 @@ class Transport:
         buffer = self._sums[step.id]
         buffer.pack(contributions)
         group = self._groups[step.group]
-        works = [dist.all_reduce(flat, group=group, async_op=True) for flat in buffer.packed]
+        with _links():
+            works = [dist.all_reduce(flat, group=group, async_op=True) for flat in buffer.packed]
 
         def arrive() -> None:
             for work in works:
@@ -112,7 +122,16 @@ class Transport:
 
     def _wait(self, work: dist.Work | None) -> None:
         assert work is not None, "this rank is in the group"
-        if self._nccl:
-            work.wait()
-        else:
-            work.wait(self._timeout)
+        with _links():
+            if self._nccl:
+                work.wait()
+            else:
+                work.wait(self._timeout)
+
+
+@contextmanager
+def _links() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LinkError(str(error)) from error

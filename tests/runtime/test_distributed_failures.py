@@ -1,0 +1,144 @@
+"""A rank that dies, hangs or runs out of memory: the others end, and their error names it."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.calls import Kernel, LocalCall, Results
+from soaprl.runtime.compile import compile_program
+from soaprl.runtime.distributed import DistributedRank, Groups
+from soaprl.runtime.local import kernels
+from soaprl.runtime.model_state import input_tensors, module_tensors
+from soaprl.runtime.program import CompileOptions
+from soaprl.runtime.stores import blocks_of
+from soaprl.runtime.training import graph_of_model
+from tests.runtime.processes import start_processes
+from tests.runtime.test_training import data_parallel, model_parallel
+
+NUM_RANKS, VICTIM, TIMEOUT_S = 3, 1, 3.0
+LIMIT_S = 30.0
+
+
+class Stack(nn.Module):
+    """Six linear layers; one that fails is told from the others by its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for k, layer in enumerate(self.layers):
+            x = layer(x)
+            x = torch.sinh(x) if k in (2, 3) else torch.cos(x)
+        return x.square().mean()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def exhaust_memory() -> None:
+    raise MemoryError("expected 8 TiB")
+
+
+def failing(fail: Callable[[], None], when: str, last: int) -> dict[str, Kernel]:
+    """Kernels of which sinh fails, in its call number `last`, forward or backward."""
+    count = 0
+
+    def on_gradient(gradient: Tensor) -> None:
+        fail()
+
+    def sinh(call: LocalCall) -> Results:
+        nonlocal count
+        count += 1
+        found = call.tensor()
+        if count == last and when == "forward":
+            fail()
+        if count == last and when == "backward":
+            found.register_hook(on_gradient)
+        return found
+
+    return {**kernels(), "aten.sinh": sinh}
+
+
+def train(rank: int, strategy_of: Callable[[OperatorGraph, int], Any], fail: Any, when: str) -> None:
+    torch.manual_seed(0)
+    model, batch = Stack(), torch.randn(6, 6)
+    graph = graph_of_model(model, (batch,))
+    options = CompileOptions(bucket_bytes=1)
+    program = compile_program(graph, strategy_of(graph, NUM_RANKS), num_ranks=NUM_RANKS, options=options)
+    per_iteration = sum(
+        step.kind == "forward" and "sinh" in str(graph.operators[step.operator])
+        for step in program.ranks[VICTIM].steps
+    )
+    assert per_iteration, "the rank that is to fail has no sinh"
+    table = failing(fail, when, 2 * per_iteration) if rank == VICTIM else kernels()
+    executor = DistributedRank(
+        graph,
+        program,
+        blocks_of(graph, module_tensors(graph, model)),
+        groups=Groups(timeout_s=TIMEOUT_S),
+        table=table,
+        timeout_s=TIMEOUT_S,
+    )
+    for seed in range(4):
+        executor.iterate(blocks_of(graph, input_tensors(graph, [batch])), seed=seed)
+
+
+def errors_after(strategy_of: Any, fail: Any, when: str) -> dict[int, str]:
+    """What each rank but the one that fails raised, all within a bounded time."""
+    processes, errors = start_processes(train, NUM_RANKS, strategy_of, fail, when)
+    found = {}
+    others = [rank for rank in range(NUM_RANKS) if rank != VICTIM]
+    for rank in others:
+        processes[rank].join(LIMIT_S)
+        assert processes[rank].exitcode == 1, f"rank {rank}: {processes[rank].exitcode}"
+    processes[VICTIM].kill()
+    while not errors.empty():
+        rank, text = errors.get()
+        found[rank] = text.strip().splitlines()[-1]
+    assert set(others) <= found.keys()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy_of", "when", "where"),
+    [
+        (model_parallel, "forward", "exchange after operator"),
+        (model_parallel, "backward", "backward"),
+        (data_parallel, "backward", "sum of the gradients of"),
+    ],
+    ids=["forward", "backward", "reduction"],
+)
+def test_others_end_and_name_a_rank_that_was_killed(strategy_of: Any, when: str, where: str) -> None:
+    found = errors_after(strategy_of, die, when)
+    assert len(found) == NUM_RANKS - 1
+    for error in found.values():
+        assert f"rank {VICTIM} did not answer in step" in error, error
+        assert "of iteration 1" in error, error
+        assert where in error, error
+    assert len(set(found.values())) == 1, "all name the same failure"
+
+
+def test_others_end_and_name_a_rank_that_hangs() -> None:
+    for error in errors_after(data_parallel, hang, "forward").values():
+        assert f"rank {VICTIM} did not answer in step" in error, error
+        assert f"rank {VICTIM} was last seen" in error, error
+
+
+def test_others_end_and_name_a_rank_that_runs_out_of_memory() -> None:
+    found = errors_after(data_parallel, exhaust_memory, "forward")
+    assert len(found) == NUM_RANKS
+    for error in found.values():
+        assert f"rank {VICTIM} ran out of memory in iteration 1, forward pass of operator" in error, error
+        assert "expected 8 TiB" in error, error
