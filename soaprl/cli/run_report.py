@@ -51,10 +51,14 @@ def execute(run: PreparedRun, *, trace: Path | None, as_json: bool) -> None:
     Raises:
         ExecutionError: A rank failed.
     """
-    from soaprl.runtime.launch import run_job
+    from soaprl.runtime.launch import advice, run_job
 
-    with _shown_progress(run) as listen:
-        result = run_job(run.job, run.graph, listen, place=run.place)
+    try:
+        with _shown_progress(run) as listen:
+            result = run_job(run.job, run.graph, listen, place=run.place)
+    except KeyboardInterrupt:
+        say(f"soaprl: all processes were ended{advice(run.job)}")
+        raise
     if not run.speaks:
         return
     if trace is not None:

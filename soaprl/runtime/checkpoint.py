@@ -127,6 +127,9 @@ def load_checkpoint(runtime: Runtime, path: str | Path) -> CheckpointFacts:
     load_shards(training, facts.path, facts.num_iterations)
     known = _known(runtime)
     known.num_iterations, known._seed = facts.num_iterations, facts.seed
+    if isinstance(known, DistributedRuntime):
+        # What errors say of where a rank was.
+        known.rank.num_iterations = facts.num_iterations
     return facts
 
 

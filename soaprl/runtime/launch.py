@@ -182,8 +182,8 @@ class _Processes:
             rank = min(failures, key=lambda r: (failures[r]["lost"], failures[r]["time_s"]))
             text = failures[rank]["message"]
             if failures[rank]["lost"]:
-                others = [f"rank {r} was at {places[r]}" for r in places if r != rank and places[r]]
-                text = "; ".join([text, *others])
+                unnamed = [r for r in places if places[r] and f"rank {r} " not in text]
+                text = "; ".join([text, *(f"rank {r} was at {places[r]}" for r in unnamed)])
             if os.environ.get("SOAPRL_TRACEBACK"):
                 print(failures[rank]["traceback"], file=sys.stderr)
         return ExecutionError(text + advice(self._job))
@@ -225,6 +225,8 @@ def _started(folder: Path, rank: int, size: int, store: str) -> subprocess.Popen
         "WORLD_SIZE": str(size),
         "SOAPRL_STORE": store,
         "OMP_NUM_THREADS": "1",
+        # The store is this process's, and outlives the one with rank 0.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     if sys.platform == "linux":
         # All are on this machine: its name need not lead anywhere.

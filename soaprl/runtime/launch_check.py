@@ -58,7 +58,9 @@ class Reference:
         expected = self._forward(batch, step)
         expected.backward()  # type: ignore[no-untyped-call]
         tolerance = TOLERANCES[self._job.dtype]
-        found = _difference("loss", step, 0, torch.tensor(loss), expected.detach().double(), 0.0)
+        found = _difference(
+            "loss", step, 0, torch.tensor(loss, dtype=torch.float64), expected.detach().double(), 0.0
+        )
         self._agrees &= found.relative <= tolerance
         self._loss = _larger(self._loss, found)
         gradients = {
@@ -67,8 +69,8 @@ class Reference:
         }
         floor = _FLOOR * max((g.abs().max().item() for g in gradients.values() if g.numel()), default=0.0)
         for state in states:
-            for name, mine, whole in self._owned(state, gradients):
-                found = _difference(name, step, state.program.rank, *mine, max(whole, floor))
+            for name, pair, whole in self._owned(state, gradients):
+                found = _difference(name, step, state.program.rank, *pair, max(whole, floor))
                 self._agrees &= found.relative <= tolerance
                 self._gradients[name] = _larger(self._gradients.get(name), found)
         self._optimizer.step()

@@ -152,6 +152,7 @@ class Event:
         name: Of what.
         start_s: When, from the beginning of the recording.
         duration_s: How long.
+        arrival: Whether it takes what other ranks sent, for which it may have waited.
     """
 
     rank: int
@@ -160,6 +161,7 @@ class Event:
     name: str
     start_s: float
     duration_s: float
+    arrival: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,12 +245,13 @@ def make_model(job: Job) -> Model:
     np.random.seed(job.seed % 2**32)  # noqa: NPY002 (a user's factory may draw from it)
     torch.manual_seed(job.seed)
     # What the user's code prints is not the command's result.
+    made: tuple[Any, ...]
     with default_dtype(job.dtype), redirect_stdout(sys.stderr):
         if ":" in job.model:
             made = load_factory(parse_user_file(job.model))(job.batch_size)
         else:
             made = zoo.build(job.model, job.batch_size, **job.options)
-    module: nn.Module = getattr(made[0], "_orig_mod", made[0])
+    module = getattr(made[0], "_orig_mod", made[0])
     return Model(module=module.train(), args=made[1], kwargs=made[2] if len(made) == 3 else {})
 
 

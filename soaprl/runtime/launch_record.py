@@ -41,6 +41,8 @@ _METHODS = {
     "contribution": "reduce",
     "enter": "reduce",
 }
+# What takes what other ranks sent: the time before it was spent waiting.
+_ARRIVALS = ("incoming", "enter")
 
 
 class Recorder:
@@ -96,9 +98,10 @@ class Recorder:
 
     def _wrap(self, owner: object, method: str, rank: int, kind: str) -> None:
         original: Callable[..., Any] = getattr(owner, method)
+        arrival = method in _ARRIVALS
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            name, self.rank = self._name(kind, args[0] if args else None), rank
+            name, self.rank = self._name(args[0] if args else None, arrival), rank
             self.at(f"{kind} {name}".strip())
             start_s = time.perf_counter()
             result = original(*args, **kwargs)
@@ -110,6 +113,7 @@ class Recorder:
                     name=name,
                     start_s=start_s - self._origin_s,
                     duration_s=time.perf_counter() - start_s,
+                    arrival=arrival,
                 )
                 self._events[-1][1].append(event)
             return result
@@ -117,21 +121,22 @@ class Recorder:
         # On the instance: what else uses the class stays as it is.
         setattr(owner, method, followed)
 
-    def _name(self, kind: str, step: object) -> str:
+    def _name(self, step: object, arrival: bool) -> str:
         """The name of a step, worked out once: programs are the same in every iteration."""
         if id(step) not in self._names:
             # The step is kept, so that its id stays its own.
-            self._names[id(step)] = (step, self._described(step))
+            self._names[id(step)] = (step, self._described(step, arrival))
         return self._names[id(step)][1]
 
-    def _described(self, step: object) -> str:
+    def _described(self, step: object, arrival: bool) -> str:
         operators = self._graph.operators
         match step:
             case Forward() | Backward():
                 return f"{operators[step.operator].name}[{step.part}]"
             case Message():
                 producer = self._graph.producer[step.pieces[0].tensor]
-                return f"of {operators[producer].name} with rank {step.peer}"
+                way = "from" if arrival else "to"
+                return f"{operators[producer].name} {way} rank {step.peer}"
             case ReduceStatistics():
                 return f"statistics of {operators[step.operator].name}"
             case ReduceLoss():
@@ -139,7 +144,8 @@ class Recorder:
             case ReduceNorm():
                 return "norm of gradients"
             case ReduceGradients():
-                return f"gradients of {', '.join(dict.fromkeys(self._tensor(c.tensor) for c in step.cells))}"
+                more = f" and {len(step.cells) - 1} more" if len(step.cells) > 1 else ""
+                return f"gradients of {self._tensor(step.cells[0].tensor)}{more}"
             case UpdateBuffers():
                 return f"running statistics {self._tensor(step.buffers[0])}"
         return ""
