@@ -31,7 +31,8 @@ with the same relative temperature, and the first one that fits is accepted.
 
 Threshold first. As the random number comes before the simulation, the longest time that a proposal may have
 to matter is known (`longest_of_interest_s`), and the simulator stops once it is certain to be longer. The
-chain is the same, draw for draw.
+chain is the same, draw for draw. An evaluator that can scan (`soaprl.search.scanning`) goes through refused
+proposals by itself; then `visit` is called after every few steps.
 
 Every random number is a function of (seed, start, step), so that a chain goes on from any step.
 """
@@ -41,7 +42,9 @@ from math import inf
 from typing import NamedTuple
 
 from soaprl.search.proposals import BLOCK_SIZE, Proposals
+from soaprl.search.scanning import Scanner, ScanningEvaluator
 from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank, score_within
+from soaprl.simulator import Scale
 from soaprl.strategy.strategy import OpConfig, Strategy
 
 
@@ -99,7 +102,8 @@ class Walker(NamedTuple):
         stream: Number of the chain's random stream.
         first_number: Evaluations of the search before the chain's first step.
         elapsed: Search time in seconds.
-        visit: Called after every step with the chain, its steps and the search time; must be quick.
+        visit: Called after every step, or every few, with the chain, its steps and the search time; must be
+            quick.
     """
 
     evaluator: Evaluator
@@ -150,9 +154,20 @@ def longest_of_interest_s(chain: Chain, exponential: float) -> float:
     return inf if infeasible else max(accepted_s, best_s)
 
 
+def _scale(chain: Chain) -> Scale:
+    """What the longest time of interest of a proposal depends on, if the current strategy fits in memory."""
+    return Scale(
+        current_s=chain.evaluation.iteration_time_s,
+        scale_s=chain.time_scale_s,
+        best_s=chain.start_rank[1],
+    )
+
+
 def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     """Make steps until a limit; returns the chain, and whether a KeyboardInterrupt ended it."""
     score, elapsed, visit = score_within(walker.evaluator), walker.elapsed, walker.visit
+    evaluator = walker.evaluator
+    scanner = Scanner(evaluator, walker.proposals) if isinstance(evaluator, ScanningEvaluator) else None
     step, block, now = chain.step, -1, elapsed()
     try:
         while (
@@ -164,6 +179,17 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
             index, row = divmod(step, BLOCK_SIZE)
             if index != block:
                 draws, block = walker.proposals.block(walker.seed, walker.stream, index), index
+            evaluation: Evaluation | None = None
+            if scanner is not None and longest_of_interest_s(chain, 0.0) < inf:
+                idle = limits.idle_steps - (step - chain.improved_step)
+                end = row + min(limits.steps - step, idle)
+                row, evaluation = scanner.next(chain.current, _scale(chain), draws, row, end)
+                step, before = index * BLOCK_SIZE + row, now
+                now = elapsed()
+                scanner.took(now - before)
+                if evaluation is None:
+                    visit(chain, step, now)
+                    continue
             energy = draws.exponentials[row]
             if draws.tied[row]:
                 strategy, ratio = _tied(
@@ -172,8 +198,9 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
                 energy += ratio
             else:
                 strategy = chain.current.replaced(draws.operators[row], draws.config(row))
-            evaluation = score(strategy, longest_of_interest_s(chain, energy))
-            now = elapsed()
+            if evaluation is None:
+                evaluation = score(strategy, longest_of_interest_s(chain, energy))
+                now = elapsed()
             accepted = evaluation is not None and accepts(chain, evaluation, energy)
             if evaluation is not None and (accepted or rank(evaluation) < chain.start_rank):
                 # One assignment: an interrupt leaves the chain before or after the step, never within it.

@@ -29,7 +29,7 @@ step without a saved generator.
 """
 
 from dataclasses import dataclass
-from math import ceil, log
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +108,7 @@ class Draws(NamedTuple):
         exponentials: A standard exponential number for each row: minus the logarithm of the uniform number
             that an acceptance compares with.
         tied: Whether a row moves a whole group of operators that share parameters.
+        vectors: Shape (rows,); the number of `degrees` among the operator's degree vectors.
     """
 
     operators: list[int]
@@ -116,6 +117,7 @@ class Draws(NamedTuple):
     devices: NDArray[np.int64]
     exponentials: list[float]
     tied: list[bool]
+    vectors: NDArray[np.int64]
 
     def config(self, row: int) -> OpConfig:
         """The configuration that a row proposes."""
@@ -164,6 +166,11 @@ class Proposals:
         """The degree vectors that may be drawn for `operator`, in lexicographic order."""
         return self._tables[operator]
 
+    @property
+    def tables(self) -> list[list[tuple[int, ...]]]:
+        """The degree vectors that may be drawn for each operator."""
+        return self._tables
+
     def tied(self, operator: int) -> tuple[int, ...]:
         """The operators that tied moves may move with `operator`, itself included."""
         return self._groups[operator]
@@ -181,23 +188,37 @@ class Proposals:
 
     def log_probability(self, operator: int, config: OpConfig) -> float:
         """Log of the probability that a proposal for `operator` is `config`, which must be legal."""
-        n, k = self._num_devices, config.num_tasks
-        if self._uniform:
-            first = self._first[operator]
-            tasks = self._tasks[first : first + self._counts[operator]] * log(n)
-            return -float(np.logaddexp.reduce(tasks))
-        structured = self._structured_probability(config.devices, n, k)
-        arbitrary = log(self._settings.weights.arbitrary) - k * log(n)
-        devices = np.logaddexp(log(structured), arbitrary) if structured > 0 else arbitrary
-        return float(devices) + log(self._degrees_probability(operator, config.degrees))
-
-    def _degrees_probability(self, operator: int, degrees: tuple[int, ...]) -> float:
-        """Probability that the mixture draws these degrees for `operator`."""
         rows = self._rows[operator]
         if not rows:
             rows.update((vector, row) for row, vector in enumerate(self._tables[operator]))
-        even, share = self._is_even[self._first[operator] + rows[degrees]], self._settings.even_degrees
-        return float((1 - share) / self._counts[operator] + share * even / self._even_counts[operator])
+        one = np.array([operator]), np.array([rows[config.degrees]]), np.array([config.num_tasks])
+        return float(self._log_probabilities(*one, np.array([config.devices], np.int64))[0])
+
+    def log_probabilities(self, draws: Draws, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`log_probability` of what these rows propose."""
+        operators, tasks = np.array(draws.operators)[rows], np.array(draws.tasks)[rows]
+        return self._log_probabilities(operators, draws.vectors[rows], tasks, draws.devices[rows])
+
+    def _log_probabilities(
+        self,
+        operators: NDArray[np.int64],
+        vectors: NDArray[np.int64],
+        tasks: NDArray[np.int64],
+        devices: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """By row; of the devices of a row the first `tasks` count."""
+        n = self._num_devices
+        if self._uniform:
+            sums = [self._tasks[f : f + c] * log(n) for f, c in zip(self._first, self._counts, strict=True)]
+            normal = np.array([-float(np.logaddexp.reduce(row)) for row in sums])
+            return normal[operators]
+        arbitrary = log(self._settings.weights.arbitrary) - tasks * log(n)
+        with np.errstate(divide="ignore"):
+            structured = np.log(self._structured_probabilities(tasks, devices))
+        even, share = self._is_even[self._first[operators] + vectors], self._settings.even_degrees
+        degrees = (1 - share) / self._counts[operators] + share * even / self._even_counts[operators]
+        chosen: NDArray[np.float64] = np.logaddexp(structured, arbitrary) + np.log(degrees)
+        return chosen
 
     def _drawn(self, rng: np.random.Generator, operators: NDArray[np.int64]) -> Draws:
         rows = len(operators)
@@ -211,15 +232,16 @@ class Proposals:
             chosen = self._even[self._even_first[operators] + among]
             index = np.where(rng.random(rows) < self._settings.even_degrees, chosen, index)
         tasks = self._tasks[index]
-        within = (index - self._first[operators]).tolist()
+        within = index - self._first[operators]
         names = operators.tolist()
         return Draws(
             operators=names,
-            degrees=[self._tables[o][i] for o, i in zip(names, within, strict=True)],
+            degrees=[self._tables[o][i] for o, i in zip(names, within.tolist(), strict=True)],
             tasks=tasks.tolist(),
             devices=self._devices(rng, tasks),
             exponentials=rng.standard_exponential(rows).tolist(),
             tied=(rng.random(rows) < self._settings.tied_moves).tolist(),
+            vectors=within,
         )
 
     def _devices(self, rng: np.random.Generator, tasks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -241,20 +263,25 @@ class Proposals:
         structured = (start[:, None] + offset + turn) % n
         return np.where((way == 4)[:, None], arbitrary, structured)
 
-    def _structured_probability(self, devices: tuple[int, ...], n: int, k: int) -> float:
-        """Probability that the mixture places k tasks on `devices` in any way but the arbitrary one."""
-        weights = self._settings.weights
+    def _structured_probabilities(
+        self, tasks: NDArray[np.int64], devices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Probability that the mixture places tasks on these devices in any way but the arbitrary one."""
+        n, weights, j = self._num_devices, self._settings.weights, np.arange(devices.shape[1])
+        outside, first = j >= tasks[:, None], devices[:, :1]
 
-        def follows(stride: int) -> bool:
-            return all(d == (devices[0] + j * stride + j * stride // n) % n for j, d in enumerate(devices))
+        def follows(stride: int, turn: int) -> NDArray[np.bool_]:
+            expected = (first + j * stride + j * stride // n * turn) % n
+            matches: NDArray[np.bool_] = ((devices == expected) | outside).all(axis=1)
+            return matches
 
-        block = all(d == (devices[0] + j) % n for j, d in enumerate(devices))
-        aligned = block and devices[0] % k == 0
-        probability = weights.aligned * aligned / ceil(n / k)
-        probability += weights.block * block / n
+        block = follows(1, 0)
+        probability = weights.aligned * (block & (first[:, 0] % tasks == 0)) / -(-n // tasks)
+        probability = probability + weights.block * block / n
         strides = self._strides.tolist()
-        probability += weights.strided * sum(follows(s) for s in strides) / len(strides) / n
-        return probability + weights.single * (len(set(devices)) == 1) / n
+        probability = probability + weights.strided * sum(follows(s, 1) for s in strides) / len(strides) / n
+        placed: NDArray[np.float64] = probability + weights.single * follows(0, 0) / n
+        return placed
 
     def _uniform_cumulative(self) -> NDArray[np.float64]:
         """Operator o's degree vectors share the interval [o, o + 1) in proportion to n ** tasks."""

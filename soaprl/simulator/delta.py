@@ -45,6 +45,7 @@ class DeltaSimulator:
         self._engine.stage(enumerate(strategy.configs))
         evaluation = self._engine.propose()
         assert evaluation is not None, "without a limit every strategy is simulated to its end"
+        self._engine.keep()
         self._evaluation: Evaluation = evaluation
         self._configs = list(strategy.configs)
         self._proposed: Evaluation | None = None
@@ -102,7 +103,7 @@ class DeltaSimulator:
             self._configs[operator] = config
         self._proposed = None
         self._refused = 0
-        self._engine.drop_schedule()
+        self._engine.keep()
 
     def rollback(self) -> None:
         """Forgets the proposed strategy."""

@@ -7,14 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray, cluster_tables
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
 from soaprl.cost.transfers import collective_scratch
 from soaprl.simulator.adjacency import adjacency
-from soaprl.simulator.cells import SyncPools
-from soaprl.simulator.follow import GIVEN_UP_S, follow
-from soaprl.simulator.lookup import MISSING, Lookup, key_of
-from soaprl.simulator.memory import peak_memory
+from soaprl.simulator.book import Patterns
 from soaprl.simulator.patch import (
     DONE,
     NO_PLANS,
@@ -24,39 +20,36 @@ from soaprl.simulator.patch import (
     Found,
     Graph,
     Setting,
-    add_load,
-    apply,
     empty_change,
     rebuild,
 )
-from soaprl.simulator.patterns import OperatorPattern, OperatorPools, PatternPools
-from soaprl.simulator.pools import Pool
+from soaprl.simulator.patterns import OperatorPattern
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.queue import Queue, empty_queue
-from soaprl.simulator.record import (
-    Record,
-    begin_following,
-    empty_record,
-    record_schedule,
-    touch_change,
-    worth_following,
-)
+from soaprl.simulator.record import Record, empty_record, record_schedule
 from soaprl.simulator.rooms import empty_rooms, enlarged, need_of_all, placed
-from soaprl.simulator.schedule import schedule
-from soaprl.simulator.state import (
-    ACTIVATION_BYTES,
-    GRADIENT_BYTES,
-    NUM_TASKS,
-    SYNC_BYTES,
-    empty_layout,
-    empty_plans,
-    empty_workspace,
-)
+from soaprl.simulator.state import NUM_TASKS, empty_layout, empty_plans, empty_workspace
 from soaprl.simulator.tables import GraphTables, graph_index, graph_tables
-from soaprl.strategy.strategy import OpConfig
-from soaprl.strategy.validation import check_config
-
-_MOST_NUMBER = 2**31
+from soaprl.simulator.trial import (
+    FITS,
+    MOVED_BYTES,
+    NUM_NUMBERS,
+    OPEN,
+    PEAK_BYTES,
+    STATUS,
+    TOO_LONG,
+    UNKNOWN_VECTOR,
+    Limits,
+    Outcome,
+    Rows,
+    Scale,
+    propose_change,
+    scan_candidates,
+    simulate_graph,
+    take_change_back,
+)
+from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.validation import check_config, check_strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,37 +70,16 @@ class Evaluation:
     communication_bytes: int
 
 
-class Limits(NamedTuple):
-    """Of memory.
+class Candidates(NamedTuple):
+    """Changes to try.
 
     Attributes:
-        peaks: Shape [devices]; filled.
-        live: Shape [devices]; working memory.
-        capacity: Shape [devices]; bytes.
-        state_per_byte: Bytes of optimizer state for each byte of a trainable parameter.
+        rows: The changes.
+        degrees: For each operator its degree vectors, by number.
     """
 
-    peaks: IntArray
-    live: IntArray
-    capacity: IntArray
-    state_per_byte: int
-
-
-# Entries of `Outcome.numbers`; what `STATUS` may say beyond the answers of `apply`.
-STATUS, PEAK_BYTES, FITS, MOVED_BYTES = 0, 1, 2, 3
-TOO_LONG = 4
-
-
-class Outcome(NamedTuple):
-    """What came of a change.
-
-    Attributes:
-        time_s: Shape [1].
-        numbers: Shape [4]; status, largest peak, whether all fits, bytes moved.
-    """
-
-    time_s: FloatArray
-    numbers: IntArray
+    rows: Rows
+    degrees: list[list[tuple[int, ...]]]
 
 
 class Engine:
@@ -142,7 +114,7 @@ class Engine:
             paper=options.paper,
             overlap=options.overlap_synchronization,
         )
-        self._patterns = _Patterns(problem)
+        self._patterns = Patterns(problem)
         n, num_groups = len(graph.operators), len(self.index.groups)
         room = cluster.num_devices
         rooms = empty_rooms(tables, num_groups)
@@ -163,13 +135,14 @@ class Engine:
         self.record: Record = empty_record(0, cluster.num_devices, 0)
         self.queue: Queue = empty_queue(0, cluster.num_devices, len(cluster.links))
         self.configs: list[OpConfig | None] = [None] * n
+        self._refused = 0
         self._limits = Limits(
             peaks=np.zeros(cluster.num_devices, np.int64),
             live=np.zeros(cluster.num_devices, np.int64),
             capacity=np.array([cluster.device_types[d.type].memory_bytes for d in cluster.devices], np.int64),
             state_per_byte=options.state_per_parameter_byte,
         )
-        self._outcome = Outcome(time_s=np.zeros(1, np.float64), numbers=np.zeros(4, np.int64))
+        self._outcome = Outcome(time_s=np.zeros(1, np.float64), numbers=np.zeros(NUM_NUMBERS, np.int64))
         self._horizon_s = 0.0
 
     @property
@@ -203,7 +176,7 @@ class Engine:
         """
         while True:
             time_s, numbers = self._outcome.time_s, self._outcome.numbers
-            _propose(
+            propose_change(
                 self.setting,
                 self.found,
                 self.graph,
@@ -221,7 +194,7 @@ class Engine:
                 continue
             if status in (NO_PLANS, NO_ROOM):
                 self._rebuild(status)
-                _simulate(
+                simulate_graph(
                     self.setting,
                     self.graph,
                     self.queue,
@@ -235,23 +208,154 @@ class Engine:
                     return None
             elif status == TOO_LONG:
                 return None
-            self._horizon_s = float(time_s[0])
-            return Evaluation(
-                iteration_time_s=float(time_s[0]),
-                peak_memory_bytes=int(numbers[PEAK_BYTES]),
-                feasible=bool(numbers[FITS]),
-                communication_bytes=int(numbers[MOVED_BYTES]),
+            return self._evaluation()
+
+    def move_to(self, strategy: Strategy, limit_s: float = inf) -> Evaluation | None:
+        """Makes `strategy` the one at hand and simulates it, unless that takes longer than `limit_s`.
+
+        Returns:
+            None if the iteration takes longer than `limit_s`; then the strategy at hand stays as it was, if
+            there was one.
+
+        Raises:
+            StrategyError: The strategy does not fit the graph or the cluster.
+        """
+        self.settle(strategy)
+        before, after = self.configs, strategy.configs
+        changed = self._different(strategy)
+        self.stage((o, after[o]) for o in changed)
+        if changed:
+            self.drop_schedule()
+        # The first strategy of all cannot be taken back.
+        first = None in before
+        evaluation = self.propose(inf if first else limit_s)
+        if evaluation is not None:
+            for o in changed:
+                before[o] = after[o]
+            self.keep()
+        return None if first and evaluation and evaluation.iteration_time_s > limit_s else evaluation
+
+    def settle(self, strategy: Strategy) -> None:
+        """Ends an open proposal: it stays if it is part of `strategy`, and is taken back otherwise.
+
+        What compiled code notes of its state, not what was done with its answer, says where things stand: so
+        an interrupt at any moment does no harm.
+        """
+        numbers = self._outcome.numbers
+        if numbers[OPEN] == 0:
+            return
+        if numbers[STATUS] in (NO_PLANS, NO_ROOM):
+            self._rebuild(int(numbers[STATUS]))
+        layout, changed = self.graph.layout, self.change.operators[: self.change.sizes[0]].tolist()
+        stays = all(
+            self._patterns.number(o, strategy.configs[o].degrees) == layout.pattern[o]
+            and strategy.configs[o].devices == tuple(layout.devices[o, : layout.num_parts[o]].tolist())
+            for o in changed
+        )
+        if not stays:
+            self._refused += 1
+            self.take_back()
+            return
+        for o in changed:
+            self.configs[o] = strategy.configs[o]
+        self.keep()
+
+    def keep(self) -> None:
+        """Ends an open proposal: it is the strategy at hand now."""
+        self._outcome.numbers[OPEN] = 0
+        self._refused = 0
+        self.drop_schedule()
+
+    def scan(
+        self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
+    ) -> tuple[int, Evaluation | None]:
+        """The first of the candidates from `first` to `end` that is within its limit, and what came of it.
+
+        Args:
+            strategy: What the candidates are changes of.
+            candidates: Changes; patterns that are missing are filled in.
+            first: The first candidate to look at.
+            end: One past the last.
+            scale: What the limits depend on.
+
+        Returns:
+            Its number and evaluation; `end` and None if there is none.
+        """
+        self.settle(strategy)
+        if self._different(strategy):
+            self.move_to(strategy)
+        row = first
+        while True:
+            if self._refused > 0 and not self.keeps_schedule:
+                self.keep_schedule()
+            before = row
+            row = scan_candidates(
+                self.setting,
+                self.found,
+                self.graph,
+                self.change,
+                self.record,
+                self.queue,
+                self._limits,
+                self._outcome,
+                candidates.rows,
+                scale,
+                row,
+                end if self._refused > 0 else min(row + 1, end),
             )
+            self._refused += row - before
+            status = int(self._outcome.numbers[STATUS])
+            if status == DONE:
+                return row, self._evaluation()
+            if status in (NO_PLANS, NO_ROOM):
+                self._rebuild(status)
+                self.take_back()
+            elif status == UNKNOWN_PATTERN:
+                self._learn()
+            elif status == UNKNOWN_VECTOR:
+                self._learn_vectors(candidates, row)
+            elif row == end:
+                return end, None
+
+    def _learn_vectors(self, candidates: Candidates, row: int) -> None:
+        """Computes the patterns of operators that a candidate needs."""
+        rows = candidates.rows
+        operator = int(rows.operators[row])
+        for member in rows.ties[rows.tie_begin[operator] : rows.tie_begin[operator + 1]].tolist():
+            degrees = candidates.degrees[member][int(rows.vectors[row])]
+            number = self._patterns.number(member, degrees)
+            if number is None:
+                number = self._patterns.add_operator(member, degrees)
+            rows.patterns[rows.first[member] + rows.vectors[row]] = number
+
+    def _different(self, strategy: Strategy) -> list[int]:
+        """The operators whose configuration is not the one at hand."""
+        before, after = self.configs, strategy.configs
+        if len(after) != len(before):
+            check_strategy(self.problem.graph, self.problem.cluster.num_devices, strategy)
+        return [o for o in range(len(after)) if after[o] is not before[o] and after[o] != before[o]]
+
+    def _evaluation(self) -> Evaluation:
+        numbers = self._outcome.numbers
+        self._horizon_s = float(self._outcome.time_s[0])
+        return Evaluation(
+            iteration_time_s=self._horizon_s,
+            peak_memory_bytes=int(numbers[PEAK_BYTES]),
+            feasible=bool(numbers[FITS]),
+            communication_bytes=int(numbers[MOVED_BYTES]),
+        )
 
     def take_back(self) -> None:
         """Takes the change at hand back; doing so twice applies it again."""
-        status = _take_back(self.setting, self.found, self.graph, self.change)
+        status = take_change_back(self.setting, self.found, self.graph, self.change, self._outcome)
         if status != DONE:
             self._rebuild(status)
 
     def refresh(self) -> None:
         """Fills in the times of all tasks of the strategy at hand."""
-        _simulate(self.setting, self.graph, self.queue, self._limits, self._outcome, self._horizon_s, inf)
+        simulate_graph(
+            self.setting, self.graph, self.queue, self._limits, self._outcome, self._horizon_s, inf
+        )
 
     def keep_schedule(self) -> None:
         """Keeps the schedule of the strategy at hand, so that those of small changes are made faster."""
@@ -326,6 +430,7 @@ class Engine:
             status = rebuild(setting, self.found, self.graph, self._everything, replan)
             if replan and (status == NO_PLANS or 2 * self.graph.plans.cursor[:3].max() > plan_room):
                 status, plan_room = NO_PLANS, 2 * plan_room
+        self._outcome.numbers[STATUS] = DONE
 
     def _widen(self, num_parts: int) -> None:
         """Makes room for operators of more tasks."""
@@ -338,228 +443,3 @@ class Engine:
 
         self.graph = self.graph._replace(layout=layout._replace(devices=wider(layout.devices)))
         self.change = change._replace(devices=wider(change.devices))
-
-
-class _Patterns:
-    """The patterns of a problem by number."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._graph = problem.graph
-        self._index = graph_index(problem.graph)
-        device_types = problem.cluster.device_types
-        self._num_types = len(device_types)
-        self._operator_pools = OperatorPools(problem.graph, problem.cost, device_types)
-        self._sync_pools = SyncPools(problem.graph, problem.cost, device_types)
-        self._numbers: list[dict[tuple[int, ...], int]] = [{} for _ in problem.graph.operators]
-        self._lookup = Lookup()
-        self._rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
-        self._next_node = len(self._index.edges) + len(self._index.groups)
-        self.operators: list[OperatorPattern] = []
-        self.found: Found = self._gathered()
-
-    def number(self, operator: int, degrees: tuple[int, ...]) -> int | None:
-        """The number of the pattern of an operator with `degrees`; None if there is none yet."""
-        return self._numbers[operator].get(degrees)
-
-    def add_operator(self, o: int, degrees: tuple[int, ...]) -> int:
-        """Computes the pattern of an operator with `degrees`, which are legal; returns its number."""
-        pattern = self._operator_pools.add_operator(self._graph.operators[o], degrees)
-        number = len(self.operators)
-        self.operators.append(pattern)
-        self._numbers[o][degrees] = number
-        self._rows[0].append(np.array([pattern.num_parts, pattern.part_base, pattern.output_base], np.int64))
-        self.found = self._gathered()
-        return number
-
-    def need_edge(self, number: int, producer: int, consumer: int) -> None:
-        """Computes the pattern of an edge between two patterns of operators, if it is not there."""
-        node = self._step(number, producer)
-        key = key_of(node, consumer)
-        if self._lookup.get(key) != MISSING:
-            return
-        edge = self._index.edges[number]
-        operator = self._graph.operators[edge.producer]
-        output = len(operator.inputs) + len(operator.parameters) + edge.output
-        written = self.operators[producer].regions(output)
-        read = self.operators[consumer].regions(edge.position)
-        pattern = self._operator_pools.add_edge(written, read, operator.outputs[edge.output].tensor)
-        row = self._rows[1].append(np.array([pattern.row_base, pattern.num_pairs], np.int64))
-        self._lookup.add(key, row // 2)
-        self.found = self._gathered()
-
-    def need_group(self, number: int, readers: list[int]) -> None:
-        """Computes the pattern of a group between the patterns of its readers, if it is not there."""
-        node = len(self._index.edges) + number
-        for reader in readers[:-1]:
-            node = self._step(node, reader)
-        key = key_of(node, readers[-1])
-        if self._lookup.get(key) != MISSING:
-            return
-        patterns = tuple(self.operators[reader] for reader in readers)
-        pattern = self._sync_pools.add_group(self._index.groups[number], patterns)
-        values = np.array([pattern.cell_begin, pattern.cell_end, pattern.num_covers], np.int64)
-        self._lookup.add(key, self._rows[2].append(values) // 3)
-        self.found = self._gathered()
-
-    def _step(self, node: int, part: int) -> int:
-        """The node after `node`, made if it is not there."""
-        key = key_of(node, part)
-        found = self._lookup.get(key)
-        if found != MISSING:
-            return found
-        assert self._next_node < _MOST_NUMBER, "numbers of patterns have 31 bits"
-        self._lookup.add(key, self._next_node)
-        self._next_node += 1
-        return self._next_node - 1
-
-    def _gathered(self) -> Found:
-        operators, sync = self._operator_pools, self._sync_pools
-        pools = PatternPools(
-            num_types=self._num_types,
-            forward_s=operators.forward_s.data,
-            backward_s=operators.backward_s.data,
-            kept_bytes=operators.kept_bytes.data,
-            passing_bytes=operators.passing_bytes.data,
-            output_bytes=operators.output_bytes.data,
-            rows=operators.rows.data,
-            pair_reader=operators.pair_reader.data,
-            pair_bytes=operators.pair_bytes.data,
-            pair_box=operators.pair_box.data,
-            cell_bytes=sync.cell_bytes.data,
-            cell_trainable=sync.cell_trainable.data,
-            cell_update_s=sync.cell_update_s.data,
-            cover_begin=sync.cover_begin.data,
-            cover_reader=sync.cover_reader.data,
-            cover_part=sync.cover_part.data,
-            cover_contributes=sync.cover_contributes.data,
-        )
-        rows = [pool.data for pool in self._rows]
-        return Found(
-            pools=pools,
-            operators=rows[0][: len(rows[0]) // 3 * 3].reshape(-1, 3),
-            edges=rows[1].reshape(-1, 2),
-            groups=rows[2][: len(rows[2]) // 3 * 3].reshape(-1, 3),
-            table=self._lookup.table,
-        )
-
-
-@filling_kernel
-def _simulate(
-    setting: Setting,
-    graph: Graph,
-    queue: Queue,
-    limits: Limits,
-    outcome: Outcome,
-    horizon_s: float,
-    limit_s: float,
-) -> None:
-    """Schedules the task graph; an infinite time: certainly longer than `limit_s`."""
-    outcome.time_s[0] = schedule(
-        graph.layout, setting.tables, graph.plans, graph.blocks, graph.work, queue, horizon_s, limit_s
-    )
-    _judge(setting, graph, limits, outcome)
-
-
-@inner_kernel
-def _judge(setting: Setting, graph: Graph, limits: Limits, outcome: Outcome) -> None:
-    """What there is to know beside the time, if it is finite."""
-    work, time_s = graph.work, outcome.time_s[0]
-    if time_s == np.inf:
-        return
-    outcome.numbers[PEAK_BYTES] = peak_memory(work, limits.peaks, limits.live, limits.state_per_byte)
-    outcome.numbers[FITS] = 1
-    for device in range(setting.tables.num_devices):
-        if limits.peaks[device] > limits.capacity[device]:
-            outcome.numbers[FITS] = 0
-    totals = work.totals
-    outcome.numbers[MOVED_BYTES] = totals[ACTIVATION_BYTES] + totals[GRADIENT_BYTES] + totals[SYNC_BYTES]
-
-
-@filling_kernel
-def _propose(
-    setting: Setting,
-    found: Found,
-    graph: Graph,
-    change: Change,
-    record: Record,
-    queue: Queue,
-    limits: Limits,
-    outcome: Outcome,
-    horizon_s: float,
-    limit_s: float,
-) -> None:
-    """Applies the change and simulates; takes it back if that takes longer than `limit_s`."""
-    add_load(setting, found, graph, change, 1)
-    _add_load_at_hand(setting, found, graph, change, -1)
-    longest_s = 0.0
-    for device in range(setting.tables.num_devices):
-        longest_s = max(longest_s, graph.work.load_s[device])
-    status = TOO_LONG if longest_s > limit_s else apply(setting, found, graph, change)
-    if status in (TOO_LONG, UNKNOWN_PATTERN):
-        add_load(setting, found, graph, change, -1)
-        _add_load_at_hand(setting, found, graph, change, 1)
-    outcome.numbers[STATUS] = status
-    if status != DONE:
-        return
-    time_s = GIVEN_UP_S
-    if record.size[0] > 0 and worth_following(record):
-        _mark(setting, found, graph, change, record)
-        time_s = follow(
-            graph.layout,
-            setting.tables,
-            graph.plans,
-            graph.blocks,
-            graph.work,
-            queue,
-            record,
-            horizon_s,
-            limit_s,
-        )
-    outcome.time_s[0] = time_s
-    if time_s == GIVEN_UP_S:
-        _simulate(setting, graph, queue, limits, outcome, horizon_s, limit_s)
-    else:
-        _judge(setting, graph, limits, outcome)
-    if outcome.time_s[0] == np.inf:
-        outcome.numbers[STATUS] = TOO_LONG
-        status = _take_back(setting, found, graph, change)
-        assert status == DONE
-
-
-@inner_kernel
-def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: Record) -> None:
-    """Marks in the record what the change, which was applied, touches."""
-    begin_following(graph.work, record, setting.tables.num_devices)
-    for i in range(change.sizes[0]):
-        change.old_parts[i] = found.operators[change.patterns[i], 0]
-    touch_change(
-        setting.graph,
-        setting.near,
-        graph.layout,
-        graph.blocks,
-        graph.work,
-        record,
-        change.operators[: change.sizes[0]],
-        change.old_parts,
-        change.groups[: change.sizes[1]],
-    )
-
-
-@filling_kernel
-def _add_load_at_hand(setting: Setting, found: Found, graph: Graph, change: Change, sign: int) -> None:
-    """Adds `sign` times what the tasks of the operators to be changed take now."""
-    load_s, layout, pools = graph.work.load_s, graph.layout, found.pools
-    for i in range(change.sizes[0]):
-        o = change.operators[i]
-        for part in range(layout.num_parts[o]):
-            device = layout.devices[o, part]
-            timed = (layout.part_base[o] + part) * pools.num_types + setting.tables.device_type[device]
-            load_s[device] += sign * (pools.forward_s[timed] + pools.backward_s[timed])
-
-
-@filling_kernel
-def _take_back(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
-    """Exchanges the change with the layout again."""
-    add_load(setting, found, graph, change, 1)
-    _add_load_at_hand(setting, found, graph, change, -1)
-    return apply(setting, found, graph, change)

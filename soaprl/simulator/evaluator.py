@@ -2,10 +2,13 @@
 
 from math import inf
 
-from soaprl.simulator.engine import Engine, Evaluation
+import numpy as np
+
+from soaprl.cluster.tables import IntArray
+from soaprl.simulator.engine import Candidates, Engine, Evaluation
 from soaprl.simulator.problem import Problem
+from soaprl.simulator.trial import Scale
 from soaprl.strategy.strategy import Strategy
-from soaprl.strategy.validation import check_strategy
 
 
 class Simulator:
@@ -23,6 +26,8 @@ class Simulator:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.engine = Engine(problem)
+        self._owner: object = None
+        self._pattern_numbers: IntArray = np.zeros(0, np.int64)
 
     def evaluate(self, strategy: Strategy) -> Evaluation:
         """Simulates one iteration under `strategy`.
@@ -47,14 +52,37 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        engine = self.engine
-        before, after = engine.configs, strategy.configs
-        if len(after) != len(before):
-            check_strategy(self.problem.graph, self.problem.cluster.num_devices, strategy)
-        changed = [o for o in range(len(after)) if after[o] is not before[o] and after[o] != before[o]]
-        engine.stage((o, after[o]) for o in changed)
-        evaluation = engine.propose(limit_s)
-        if evaluation is not None:
-            for o in changed:
-                before[o] = after[o]
-        return evaluation
+        return self.engine.move_to(strategy, limit_s)
+
+    def scan(
+        self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
+    ) -> tuple[int, Evaluation | None]:
+        """Simulates changes of `strategy`, one after the other, until one is within its limit.
+
+        The same as calling `evaluate_within` for each, but that nothing returns to Python in between.
+
+        Args:
+            strategy: What the candidates are changes of.
+            candidates: Changes.
+            first: The first candidate to look at.
+            end: One past the last.
+            scale: What the limits depend on.
+
+        Returns:
+            The number of that candidate, and what came of it; `end` and None if there is none.
+
+        Raises:
+            StrategyError: The strategy does not fit the graph or the cluster.
+        """
+        return self.engine.scan(strategy, candidates, first, end, scale)
+
+    def pattern_numbers(self, owner: object, count: int) -> IntArray:
+        """What `Rows.patterns` of an owner of degree vectors is to be: the same array whenever it asks.
+
+        Args:
+            owner: Whose degree vectors they are; compared by identity.
+            count: How many they are.
+        """
+        if self._owner is not owner:
+            self._owner, self._pattern_numbers = owner, np.full(count, -1, np.int64)
+        return self._pattern_numbers

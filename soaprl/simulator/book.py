@@ -1,0 +1,119 @@
+"""All patterns of a problem that were computed so far, by number."""
+
+import numpy as np
+
+from soaprl.simulator.cells import SyncPools
+from soaprl.simulator.lookup import MISSING, Lookup, key_of
+from soaprl.simulator.patch import Found
+from soaprl.simulator.patterns import OperatorPattern, OperatorPools, PatternPools
+from soaprl.simulator.pools import Pool
+from soaprl.simulator.problem import Problem
+from soaprl.simulator.tables import graph_index
+
+_MOST_NUMBER = 2**31
+
+
+class Patterns:
+    """The patterns of a problem by number."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._graph = problem.graph
+        self._index = graph_index(problem.graph)
+        device_types = problem.cluster.device_types
+        self._num_types = len(device_types)
+        self._operator_pools = OperatorPools(problem.graph, problem.cost, device_types)
+        self._sync_pools = SyncPools(problem.graph, problem.cost, device_types)
+        self._numbers: list[dict[tuple[int, ...], int]] = [{} for _ in problem.graph.operators]
+        self._degrees: dict[tuple[int, ...], int] = {}
+        self._lookup = Lookup()
+        self._rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
+        self._next_node = len(self._index.edges) + len(self._index.groups)
+        self.operators: list[OperatorPattern] = []
+        self.found: Found = self._gathered()
+
+    def number(self, operator: int, degrees: tuple[int, ...]) -> int | None:
+        """The number of the pattern of an operator with `degrees`; None if there is none yet."""
+        return self._numbers[operator].get(degrees)
+
+    def add_operator(self, o: int, degrees: tuple[int, ...]) -> int:
+        """Computes the pattern of an operator with `degrees`, which are legal; returns its number."""
+        pattern = self._operator_pools.add_operator(self._graph.operators[o], degrees)
+        number = len(self.operators)
+        self.operators.append(pattern)
+        self._numbers[o][degrees] = number
+        same = self._degrees.setdefault(degrees, len(self._degrees))
+        values = [pattern.num_parts, pattern.part_base, pattern.output_base, same]
+        self._rows[0].append(np.array(values, np.int64))
+        self.found = self._gathered()
+        return number
+
+    def need_edge(self, number: int, producer: int, consumer: int) -> None:
+        """Computes the pattern of an edge between two patterns of operators, if it is not there."""
+        node = self._step(number, producer)
+        key = key_of(node, consumer)
+        if self._lookup.get(key) != MISSING:
+            return
+        edge = self._index.edges[number]
+        operator = self._graph.operators[edge.producer]
+        output = len(operator.inputs) + len(operator.parameters) + edge.output
+        written = self.operators[producer].regions(output)
+        read = self.operators[consumer].regions(edge.position)
+        pattern = self._operator_pools.add_edge(written, read, operator.outputs[edge.output].tensor)
+        row = self._rows[1].append(np.array([pattern.row_base, pattern.num_pairs], np.int64))
+        self._lookup.add(key, row // 2)
+        self.found = self._gathered()
+
+    def need_group(self, number: int, readers: list[int]) -> None:
+        """Computes the pattern of a group between the patterns of its readers, if it is not there."""
+        node = len(self._index.edges) + number
+        for reader in readers[:-1]:
+            node = self._step(node, reader)
+        key = key_of(node, readers[-1])
+        if self._lookup.get(key) != MISSING:
+            return
+        patterns = tuple(self.operators[reader] for reader in readers)
+        pattern = self._sync_pools.add_group(self._index.groups[number], patterns)
+        values = np.array([pattern.cell_begin, pattern.cell_end, pattern.num_covers], np.int64)
+        self._lookup.add(key, self._rows[2].append(values) // 3)
+        self.found = self._gathered()
+
+    def _step(self, node: int, part: int) -> int:
+        """The node after `node`, made if it is not there."""
+        key = key_of(node, part)
+        found = self._lookup.get(key)
+        if found != MISSING:
+            return found
+        assert self._next_node < _MOST_NUMBER, "numbers of patterns have 31 bits"
+        self._lookup.add(key, self._next_node)
+        self._next_node += 1
+        return self._next_node - 1
+
+    def _gathered(self) -> Found:
+        operators, sync = self._operator_pools, self._sync_pools
+        pools = PatternPools(
+            num_types=self._num_types,
+            forward_s=operators.forward_s.data,
+            backward_s=operators.backward_s.data,
+            kept_bytes=operators.kept_bytes.data,
+            passing_bytes=operators.passing_bytes.data,
+            output_bytes=operators.output_bytes.data,
+            rows=operators.rows.data,
+            pair_reader=operators.pair_reader.data,
+            pair_bytes=operators.pair_bytes.data,
+            pair_box=operators.pair_box.data,
+            cell_bytes=sync.cell_bytes.data,
+            cell_trainable=sync.cell_trainable.data,
+            cell_update_s=sync.cell_update_s.data,
+            cover_begin=sync.cover_begin.data,
+            cover_reader=sync.cover_reader.data,
+            cover_part=sync.cover_part.data,
+            cover_contributes=sync.cover_contributes.data,
+        )
+        rows = [pool.data for pool in self._rows]
+        return Found(
+            pools=pools,
+            operators=rows[0][: len(rows[0]) // 4 * 4].reshape(-1, 4),
+            edges=rows[1].reshape(-1, 2),
+            groups=rows[2][: len(rows[2]) // 3 * 3].reshape(-1, 3),
+            table=self._lookup.table,
+        )

@@ -1,0 +1,86 @@
+"""A chain that scans is the chain that evaluates one proposal after the other."""
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+
+from soaprl.cluster.presets import cluster_from_name
+from soaprl.cost.roofline import RooflineCostModel
+from soaprl.search.chain import Chain, Limits, Walker, begin, walk
+from soaprl.search.proposals import Proposals, ProposalSettings
+from soaprl.search.task import Evaluation, improved
+from soaprl.simulator import Problem, Simulator
+from soaprl.strategy.baselines import data_parallel
+from soaprl.strategy.strategy import Strategy
+from tests.toys import chain as toy_chain
+from tests.toys import tied as toy_tied
+
+
+class OneByOne:
+    """An evaluator that cannot scan, or stop early."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._simulator = Simulator(problem)
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        return self._simulator.evaluate(strategy)
+
+
+def walked(
+    problem: Problem, evaluator: OneByOne | Simulator, settings: ProposalSettings, steps: int, beta: float
+) -> tuple[Chain, list[int]]:
+    start = data_parallel(problem.graph, problem.cluster)
+    evaluation = Simulator(problem).evaluate(start)
+    best = improved(None, start, evaluation, number=1, elapsed_s=0.0)
+    visited: list[int] = []
+    walker = Walker(
+        evaluator=evaluator,
+        proposals=Proposals(problem.graph, problem.cluster.num_devices, settings),
+        seed=3,
+        stream=0,
+        first_number=1,
+        elapsed=lambda: 0.0,
+        visit=lambda chain, step, now: visited.append(step),
+    )
+    fresh = begin(start, evaluation, beta_relative=beta, best=best, elapsed_s=0.0)
+    chain, interrupted = walk(walker, fresh, Limits(steps=steps, end_s=inf, idle_steps=inf, idle_s=inf))
+    assert not interrupted
+    return chain, visited
+
+
+@pytest.mark.parametrize("graph", ["chain", "tied"])
+@pytest.mark.parametrize("beta", [3.0, 300.0])
+@pytest.mark.parametrize("tied_moves", [0.0, 0.6])
+def test_a_scanning_chain_is_the_same_draw_for_draw(graph: str, beta: float, tied_moves: float) -> None:
+    made = toy_chain(num_operators=6, sample=64, channel=64) if graph == "chain" else toy_tied(sample=64)
+    problem = Problem(graph=made, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
+    settings = ProposalSettings(tied_moves=tied_moves)
+    scanned, visited = walked(problem, Simulator(problem), settings, 1500, beta)
+    single, every = walked(problem, OneByOne(problem), settings, 1500, beta)
+    assert scanned == single
+    assert scanned.accepted > 0
+    assert every == list(range(1, 1501))
+    assert visited[-1] == 1500
+    assert visited == sorted(visited)
+
+
+def test_a_chain_that_does_not_fit_in_memory_at_first_is_the_same_too() -> None:
+    graph = toy_chain(num_operators=4, sample=64, channel=64)
+    cluster = cluster_from_name("p100-1x4")
+    start = data_parallel(graph, cluster)
+    cost = RooflineCostModel()
+    needed = Simulator(Problem(graph=graph, cluster=cluster, cost=cost)).evaluate(start).peak_memory_bytes
+    small = replace(cluster.device_types[0], memory_bytes=needed - 1)
+    problem = Problem(graph=graph, cluster=replace(cluster, device_types=(small,)), cost=cost)
+    scanned, _ = walked(problem, Simulator(problem), ProposalSettings(), 600, 50.0)
+    single, _ = walked(problem, OneByOne(problem), ProposalSettings(), 600, 50.0)
+    assert scanned == single
+
+
+def test_a_scan_stops_at_the_step_limit_and_goes_on_from_there() -> None:
+    graph = toy_chain(num_operators=6, sample=64, channel=64)
+    problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
+    for steps in (1, 7, 511, 513):
+        chain, visited = walked(problem, Simulator(problem), ProposalSettings(), steps, 100.0)
+        assert chain.step == visited[-1] == steps
