@@ -72,6 +72,8 @@ def with_store(job: Job, address: str) -> None:
     timeout = timedelta(seconds=job.timeout_s)
     store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if job.backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(job.backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
