@@ -179,6 +179,7 @@ class _RankRun:
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             self.complete(step.waits)
+            self.state.fill_gradients()
             if self._update is not None:
                 self._update(self.state)
 
@@ -228,6 +229,6 @@ def _reduce(group: list[_RankRun]) -> None:
         assert isinstance(step, _REDUCTIONS), "all ranks share the step"
 
         def enter(run: _RankRun = run, step: Reduction = step) -> None:
-            run.state.enter(step, [t.to(run.state.device) for t in totals])
+            run.state.enter(step, [t.to(run.state.device, copy=True) for t in totals])
 
         run.pending[step.id] = enter

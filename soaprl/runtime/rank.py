@@ -4,7 +4,9 @@ An executor runs the steps in order, lets ranks talk in the shared ones, and cal
 that is local; `soaprl.runtime.logical` does so for all ranks in one process.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -14,6 +16,7 @@ from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Operator, OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.program import (
     Backward,
     Block,
@@ -35,12 +38,35 @@ from soaprl.runtime.reference import combined, run_constants
 from soaprl.runtime.running import RunningStatistics
 from soaprl.runtime.shards import region
 from soaprl.runtime.statistics import synchronized_calls
-from soaprl.runtime.stores import Assembled, BlockStore, GradientSums, assemble
+from soaprl.runtime.stores import Assembly, BlockStore, Combination, GradientSums, ParameterGradients
 from soaprl.runtime.tasks import TaskInputs, TaskRun
 
 # Gives the content of a block of a graph input, parameter or buffer, in refined coordinates.
 Fetch = Callable[[Block], Tensor]
 Reduction: TypeAlias = ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TaskPlan:
+    """What stays the same in all iterations of one task.
+
+    Attributes:
+        part: The part of the operator.
+        assemblies: How each input is put together.
+        stops: The calls of the body at whose statistics it waits for others.
+        written: What it writes.
+        parameters: The blocks of parameters that it reads.
+        input_gradients: For each input, whether it gives a gradient.
+        parameter_gradients: The same for each parameter.
+    """
+
+    part: PartPlan
+    assemblies: tuple[Assembly, ...]
+    stops: tuple[int, ...]
+    written: tuple[Piece, ...]
+    parameters: tuple[Block, ...]
+    input_gradients: tuple[bool, ...]
+    parameter_gradients: tuple[bool, ...]
 
 
 class RankState:
@@ -56,7 +82,8 @@ class RankState:
 
     Attributes:
         program: The rank's program.
-        parameters: The blocks that the rank holds; ``grad`` of those that require it is always there.
+        parameters: The blocks that the rank holds; ``grad`` of those that are trained is there when its
+            ``Update`` comes.
         buffers: The buffers that it holds, whole and in their stored shapes.
         loss: The loss of the last iteration, float64, once its reduction has been entered.
         gradient_norm: The norm of all gradients, once its reduction has been entered.
@@ -74,7 +101,7 @@ class RankState:
         self.graph, self.device, self.program = graph, device, program.ranks[rank]
         self._configs, self._options, self._table = program.configs, program.options, table
         self._running = RunningStatistics(graph)
-        self._parameters, self._parameter_gradients = BlockStore(), BlockStore()
+        self._parameters = BlockStore()
         self.parameters: dict[Block, nn.Parameter] = {}
         for block in self.program.parameters:
             content = state(block).detach().to(device).contiguous().clone()
@@ -82,9 +109,8 @@ class RankState:
             parameter = nn.Parameter(content, requires_grad=trained)
             self.parameters[block] = parameter
             self._parameters.put(block, parameter.detach())
-            if trained:
-                parameter.grad = torch.zeros_like(parameter)
-                self._parameter_gradients.put(block, parameter.grad)
+        self._parameter_gradients = ParameterGradients(self.parameters)
+        self._plans: dict[tuple[int, int], _TaskPlan] = {}
         self.buffers: dict[int, Tensor] = {}
         for tensor in self.program.buffers:
             stored = graph.tensors[tensor]
@@ -101,7 +127,7 @@ class RankState:
         self._gradients = GradientSums()
         self._inputs, self._constants = BlockStore(), dict[int, Tensor]()
         self._tasks: dict[tuple[int, int], TaskRun] = {}
-        self._assembled: dict[tuple[int, int], list[tuple[Read, Assembled]]] = {}
+        self._combinations: dict[tuple[int, int], list[Combination | None]] = {}
         # By task: rows of statistics, their combined table, the gradients of both.
         self._rows: dict[tuple[int, int], Tensor] = {}
         self._tables: dict[tuple[int, int], Tensor] = {}
@@ -111,9 +137,11 @@ class RankState:
 
     def clear_gradients(self) -> None:
         """Sets all gradients of parameters to zero."""
-        for parameter in self.parameters.values():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+        self._parameter_gradients.clear()
+
+    def fill_gradients(self) -> None:
+        """Gives zeros to the parameters that nothing contributed to."""
+        self._parameter_gradients.fill()
 
     def load_inputs(self, step: LoadInputs, batch: Fetch) -> None:
         """Takes the blocks of the step from the batch."""
@@ -146,45 +174,64 @@ class RankState:
         for piece, result in zip(step.writes, results, strict=True):
             self._values[piece] = result
             self._own[piece.tensor, piece.part] = piece
-        self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
+        if task.statistics:
+            self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
         if not operator.has_backward:
-            del self._tasks[key], self._assembled[key]
+            del self._tasks[key], self._combinations[key]
 
     def _new_task(self, step: Forward, operator: Operator) -> TaskRun:
-        config = self._configs[step.operator]
-        regions = [self._region(read) for read in step.reads]
-        self._assembled[step.operator, step.part] = [
-            (read, assembled) for read, (_, assembled) in zip(step.reads, regions, strict=True)
-        ]
-        boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
-        shared = synchronized_calls(operator, boxes, self._options.batch_norm)
+        key = (step.operator, step.part)
+        if key not in self._plans:
+            self._plans[key] = self._plan(step, operator)
+        plan = self._plans[key]
+        regions = [self._region(assembly) for assembly in plan.assemblies]
+        self._combinations[key] = [combination for _, combination in regions]
         return TaskRun(
-            operator,
-            config.degrees,
-            step.part,
+            plan.part,
             TaskInputs(
                 inputs=[content for content, _ in regions],
                 parameters=[self._parameter(block) for block in step.parameters],
                 buffers=[self.buffer(block) for block in step.buffers],
-                input_gradients=[read.gradient for read in step.reads],
-                parameter_gradients=[access.gradient for access in operator.parameters],
+                input_gradients=plan.input_gradients,
+                parameter_gradients=plan.parameter_gradients,
             ),
             self._table,
             seed=self._seed,
-            stops=[n.call for n in shared],
+            stops=plan.stops,
             recorded=step.statistics,
         )
 
-    def _region(self, read: Read) -> tuple[Tensor, Assembled]:
-        stored = self.graph.tensors[read.tensor]
-        if stored.role is TensorRole.INPUT:
-            return self._inputs.read(Block(tensor=read.tensor, box=read.box)), Assembled((), None)
-        if stored.role is not TensorRole.ACTIVATION:
-            return self.buffer(Block(tensor=read.tensor, box=read.box)), Assembled((), None)
-        outputs = self.graph.operators[self.graph.producer[read.tensor]].outputs
-        how = next(access.combine for access in outputs if access.tensor == read.tensor)
-        contents = [self._values[piece] for piece in read.pieces]
-        return assemble(stored, read, contents, how, self.device)
+    def _plan(self, step: Forward, operator: Operator) -> "_TaskPlan":
+        config = self._configs[step.operator]
+        boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
+        box = boxes[step.part]
+        shared = synchronized_calls(operator, boxes, self._options.batch_norm)
+        return _TaskPlan(
+            part=PartPlan(operator, config.degrees, step.part),
+            assemblies=tuple(self._assembly(read) for read in step.reads),
+            stops=tuple(n.call for n in shared),
+            written=tuple(
+                Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs
+            ),
+            parameters=tuple(Block(tensor=a.tensor, box=region(a, box)) for a in operator.parameters),
+            input_gradients=tuple(read.gradient for read in step.reads),
+            parameter_gradients=tuple(access.gradient for access in operator.parameters),
+        )
+
+    def _assembly(self, read: Read) -> Assembly:
+        how = "sum"
+        if read.tensor in self.graph.producer:
+            outputs = self.graph.operators[self.graph.producer[read.tensor]].outputs
+            how = next(access.combine for access in outputs if access.tensor == read.tensor)
+        return Assembly(self.graph.tensors[read.tensor], read, how)
+
+    def _region(self, assembly: Assembly) -> tuple[Tensor, Combination | None]:
+        read = assembly.read
+        role = self.graph.tensors[read.tensor].role
+        if role is TensorRole.ACTIVATION:
+            return assembly.assemble([self._values[piece] for piece in read.pieces], self.device)
+        block = Block(tensor=read.tensor, box=read.box)
+        return self._inputs.read(block) if role is TensorRole.INPUT else self.buffer(block), None
 
     def buffer(self, block: Block) -> Tensor:
         """The content of a block of a buffer or constant."""
@@ -200,29 +247,26 @@ class RankState:
 
     def backward(self, step: Backward) -> None:
         """Runs the backward pass of a task, or a stage of it."""
-        key, operator = (step.operator, step.part), self.graph.operators[step.operator]
-        box = part_box(operator.extents, self._configs[step.operator].degrees, step.part)
-        written = [Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs]
-        task = self._tasks[key]
+        key = (step.operator, step.part)
+        plan, task = self._plans[key], self._tasks[key]
         if key in self._row_gradients:
             task.enter_row_gradient(self._row_gradients.pop(key))
         if step.stage > 0:
-            gradients = [self._gradients.get(piece) for piece in written]
+            gradients = [self._gradients.get(piece) for piece in plan.written]
             self._table_gradients[key] = task.backward_statistics(gradients)
             return
-        inputs, parameters = task.backward([self._gradients.pop(piece) for piece in written])
-        self._give(inputs, self._assembled.pop(key))
-        for position, gradient in parameters.items():
-            access = operator.parameters[position]
-            self._parameter_gradients.add(Block(tensor=access.tensor, box=region(access, box)), gradient)
-        del self._tasks[key]
-
-    def _give(self, gradients: dict[int, Tensor], regions: list[tuple[Read, Assembled]]) -> None:
-        """Gives the gradients of regions to the pieces they were made of."""
-        for position, gradient in gradients.items():
-            read, assembled = regions[position]
-            for piece, box, part in assembled.gradients(gradient, read.box):
+        given = [self._gradients.pop(piece) for piece in plan.written]
+        inputs, parameters = task.backward(given)
+        combinations = self._combinations.pop(key)
+        for position, gradient in inputs.items():
+            for piece, box, part in plan.assemblies[position].gradients(gradient, combinations[position]):
                 self._gradients.add(piece, box, part)
+        known = [*given, *inputs.values(), *parameters.values()]
+        places = Counter(gradient.data_ptr() for gradient in known if gradient is not None)
+        for position, gradient in parameters.items():
+            own = places[gradient.data_ptr()] == 1 and gradient._base is None
+            self._parameter_gradients.add(plan.parameters[position], gradient, own=own)
+        del self._tasks[key]
 
     # What goes between ranks.
 
@@ -286,7 +330,7 @@ class RankState:
         return [self._running.contribution(t, self.buffers[t]) for t in step.buffers]
 
     def enter(self, step: Reduction, totals: Sequence[Tensor]) -> None:
-        """Takes the sums of the contributions of all ranks of an awaited step."""
+        """Takes the sums of the contributions of all ranks of an awaited step; it may keep the tensors."""
         if isinstance(step, ReduceLoss):
             (self.loss,) = totals
         elif isinstance(step, ReduceStatistics):

@@ -16,8 +16,9 @@ from soaprl.graph.operators import Access, Broadcast, DimUse, Operator, Operator
 from soaprl.graph.operators import Tensor as StoredTensor
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.literals import literal_tensors
-from soaprl.runtime.local import Operand, kernels, run_call, run_part
-from soaprl.runtime.shards import Box, LocalDim, arrange, region
+from soaprl.runtime.local import kernels, run_call, run_part
+from soaprl.runtime.plans import CallPlan, Operand, arranging
+from soaprl.runtime.shards import Box, LocalDim, region
 
 Region = tuple[tuple[int, int], ...]
 
@@ -83,17 +84,19 @@ def run_constants(
     def whole_dims(uses: tuple[DimUse, ...]) -> tuple[LocalDim, ...]:
         return tuple(LocalDim(extent=use.extent, label=(), factors=(), span=None) for use in uses)
 
-    def fetch(ref: Ref) -> Operand:
-        stored = graph.tensors[ref.index]
-        content = made[ref.index] if ref.index in made else sources[ref.index]
-        extents = stored.refined_shape
-        layout = ref.layout or ()
+    def describe(ref: Ref) -> Operand:
+        extents, layout = graph.tensors[ref.index].refined_shape, ref.layout or ()
         sizes = [[p.extent if isinstance(p, Broadcast) else extents[p] for p in dim] for dim in layout]
         pieces = tuple(tuple((size, 0, size) for size in dim) for dim in sizes)
-        return Operand(tensor=arrange(content.reshape(extents), layout, pieces), pieces=pieces)
+        return Operand(steps=arranging(extents, layout, pieces), pieces=pieces)
+
+    def fetch(ref: Ref) -> Tensor:
+        content = made[ref.index] if ref.index in made else sources[ref.index]
+        return content.reshape(graph.tensors[ref.index].refined_shape)
 
     for number in calls:
-        results = run_call(graph.constants[number], whole_dims, fetch, seed=seed, device=device, table=table)
+        plan = CallPlan(graph.constants[number], whole_dims, describe)
+        results = run_call(plan, fetch, seed=seed, device=device, table=table)
         made.update(zip(graph.constant_results[number], results, strict=True))
     return made
 

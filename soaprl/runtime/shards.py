@@ -1,4 +1,4 @@
-"""Which indices of a dimension a part works on, and how local tensors are cropped and arranged to them.
+"""Which indices of a dimension a part works on.
 
 A dimension is described by *pieces*: ``(extent, lo, hi)`` for each finer dimension that it is the row-major
 product of, outermost first. A part holds the product of the intervals ``[lo, hi)``, which is one interval of
@@ -157,53 +157,3 @@ def operand_pieces(access: Access, box: Box) -> tuple[tuple[Piece, ...], ...]:
         return span.upper - span.lower, start - span.lower, stop - span.lower
 
     return tuple(tuple(piece(p) for p in dim) for dim in access.layout)
-
-
-def arrange(tensor: Tensor, layout: Layout, pieces: tuple[tuple[Piece, ...], ...]) -> Tensor:
-    """A local region, in refined dimensions, as the operand that `layout` describes.
-
-    Args:
-        tensor: Shape: one dimension for each refined dimension.
-        layout: For each operand dimension, the refined dimensions or broadcasts it is made of.
-        pieces: The same structure, with the interval of each that is there.
-    """
-    kept = [p for dim in layout for p in dim if not isinstance(p, Broadcast)]
-    selected = [d for d in range(tensor.dim()) if d not in kept]
-    assert all(tensor.shape[d] == 1 for d in selected), f"selected dimensions hold {tuple(tensor.shape)}"
-    tensor = tensor.permute([*kept, *selected]).reshape([tensor.shape[d] for d in kept])
-    sizes = [hi - lo for dim in pieces for _, lo, hi in dim]
-    flat = [p for dim in layout for p in dim]
-    for position, p in enumerate(flat):
-        if isinstance(p, Broadcast):
-            tensor = tensor.unsqueeze(position)
-    return tensor.expand(sizes).reshape([prod(hi - lo for _, lo, hi in dim) for dim in pieces])
-
-
-def crop(tensor: Tensor, got: tuple[tuple[Piece, ...], ...], need: tuple[LocalDim, ...]) -> Tensor:
-    """The indices `need` of an operand that holds the indices `got` of each dimension."""
-    assert len(got) == len(need) == tensor.dim(), f"operand has {tensor.dim()} dimensions, rule {len(need)}"
-    for d, (pieces, dim) in enumerate(zip(got, need, strict=True)):
-        if dim.span is None and pieces == dim.label:
-            continue
-        held, wanted = flat_interval(pieces), (dim.start, dim.stop)
-        if dim.span is not None and not dim.label and held is not None:
-            # A label of one index: the region was clipped to what its window reads, outermost piece first.
-            shift = dim.start - dim.start % prod(extent for extent, _, _ in pieces[1:])
-            held = (held[0] + shift, held[1] + shift)
-        if held is not None and dim.size == dim.stop - dim.start:
-            assert wanted[0] == wanted[1] or held[0] <= wanted[0] <= wanted[1] <= held[1], (
-                f"dimension {d}: the region holds {held}, the part needs {wanted}"
-            )
-            start = min(max(wanted[0] - held[0], 0), tensor.shape[d])
-            tensor = tensor.narrow(d, start, wanted[1] - wanted[0])
-        else:
-            tensor = _select(tensor, d, flat_indices(pieces), dim.indices())
-    return tensor
-
-
-def _select(tensor: Tensor, d: int, held: Tensor, wanted: Tensor) -> Tensor:
-    if torch.equal(held, wanted):
-        return tensor
-    positions = torch.searchsorted(held, wanted).clamp(max=max(len(held) - 1, 0))
-    assert torch.equal(held[positions], wanted), f"dimension {d}: the part needs indices outside the region"
-    return tensor.index_select(d, positions.to(tensor.device))

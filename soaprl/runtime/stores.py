@@ -1,10 +1,10 @@
 """Local content by box: parameters and inputs as blocks, regions made of pieces, gradients being summed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.graph.operators import Tensor as StoredTensor
@@ -18,6 +18,7 @@ class BlockStore:
 
     def __init__(self) -> None:
         self._held: dict[int, list[tuple[Box, Tensor]]] = {}
+        self._views: dict[Block, Tensor] = {}
 
     def put(self, block: Block, content: Tensor) -> None:
         """Keeps `content`, whose shape is that of the block."""
@@ -34,9 +35,12 @@ class BlockStore:
 
     def read(self, block: Block) -> Tensor:
         """The content of `block`: a view where one held block has all of it, else put together."""
+        if block in self._views:
+            return self._views[block]
         for box, content in self._held.get(block.tensor, ()):
             if common(box, block.box) == block.box:
-                return content[inside(block.box, box)]
+                found = self._views[block] = content[inside(block.box, box)]
+                return found
         held = self._held.get(block.tensor)
         assert held, f"tensor {block.tensor} is not held"
         whole = held[0][1].new_empty([stop - start for start, stop in block.box])
@@ -52,80 +56,152 @@ class BlockStore:
         for shared, view in self.overlapping(block):
             view.copy_(content[inside(shared, block.box)])
 
-    def add(self, block: Block, content: Tensor) -> None:
-        """Adds to `block`, all of which is held."""
-        for shared, view in self.overlapping(block):
-            view.add_(content[inside(shared, block.box)])
 
+class ParameterGradients:
+    """The gradients of the blocks of parameters that a rank trains, while summands arrive.
 
-@dataclass(frozen=True, slots=True)
-class Assembled:
-    """Of what pieces a region was made, without its content.
+    They are kept as ``grad`` of the parameters, where optimizers look for them. The first summand of a whole
+    block becomes the gradient as it is, so that nothing is written twice.
 
-    Attributes:
-        pieces: The pieces, with the box that each gives.
-        graph: For parts that are combined other than by sum, the combination as a function of what each piece
-            gives; else None: the gradient of each is that of its box.
+    Args:
+        parameters: The parameters, by block.
     """
 
-    pieces: tuple[tuple[Piece, Box], ...]
-    graph: tuple[Tensor, list[Tensor]] | None
+    def __init__(self, parameters: Mapping[Block, nn.Parameter]) -> None:
+        self._held: dict[int, list[tuple[Box, nn.Parameter]]] = {}
+        for block, parameter in parameters.items():
+            if parameter.requires_grad:
+                self._held.setdefault(block.tensor, []).append((block.box, parameter))
+        self._overlaps: dict[Block, list[tuple[Box, Box, nn.Parameter]]] = {}
 
-    def gradients(self, gradient: Tensor, box: Box) -> Iterator[tuple[Piece, Box, Tensor]]:
-        """What each piece gets of the gradient of the region `box`: piece, box, gradient."""
-        if self.graph is not None:
-            whole, parts = self.graph
-            found = torch.autograd.grad(whole, parts, gradient, retain_graph=True)
-            for (piece, shared), part in zip(self.pieces, found, strict=True):
-                yield piece, shared, part
-            return
-        for piece, shared in self.pieces:
-            yield piece, shared, gradient[inside(shared, box)]
+    def clear(self) -> None:
+        """Forgets all gradients: they are zero."""
+        for held in self._held.values():
+            for _, parameter in held:
+                parameter.grad = None
+
+    def fill(self) -> None:
+        """Gives a gradient of zeros to the parameters that have none."""
+        for held in self._held.values():
+            for _, parameter in held:
+                _gradient_of(parameter)
+
+    def _overlapping(self, block: Block) -> list[tuple[Box, Box, nn.Parameter]]:
+        """The held blocks that have a part of `block`: what they share, their box, their parameter."""
+        if block not in self._overlaps:
+            pairs = [(common(box, block.box), box, p) for box, p in self._held.get(block.tensor, ())]
+            self._overlaps[block] = [(shared, box, p) for shared, box, p in pairs if num_elements(shared)]
+        return self._overlaps[block]
+
+    def add(self, block: Block, content: Tensor, *, own: bool) -> None:
+        """Adds to the gradient of `block`.
+
+        Args:
+            block: All of it is held.
+            content: The summand.
+            own: Whether nothing else refers to what `content` holds.
+        """
+        for shared, box, parameter in self._overlapping(block):
+            part = content if shared == block.box else content[inside(shared, block.box)]
+            if parameter.grad is None and shared == box:
+                kept = own and part.is_contiguous() and part.dtype == parameter.dtype
+                parameter.grad = part if kept else part.to(parameter.dtype, copy=True).contiguous()
+            else:
+                whole = _gradient_of(parameter)
+                whole[inside(shared, box)].add_(part)
+
+    def read(self, block: Block) -> Tensor:
+        """The gradient of `block`: itself where one parameter has all of it, else put together."""
+        overlapping = self._overlapping(block)
+        if len(overlapping) == 1 and overlapping[0][0] == block.box:
+            ((shared, box, parameter),) = overlapping
+            gradient = _gradient_of(parameter)
+            return gradient if shared == box else gradient[inside(shared, box)]
+        assert overlapping, f"tensor {block.tensor} is not held"
+        whole = overlapping[0][2].new_empty([stop - start for start, stop in block.box])
+        for shared, box, parameter in overlapping:
+            whole[inside(shared, block.box)] = _gradient_of(parameter)[inside(shared, box)]
+        return whole
+
+    def write(self, block: Block, content: Tensor) -> None:
+        """Overwrites the gradient of `block`, which may keep `content` as it is until it is cleared."""
+        for shared, box, parameter in self._overlapping(block):
+            part = content[inside(shared, block.box)]
+            if shared == box and part.is_contiguous() and part.dtype == parameter.dtype:
+                parameter.grad = part
+            else:
+                _gradient_of(parameter)[inside(shared, box)] = part
 
 
-def assemble(
-    stored: StoredTensor, read: Read, contents: Sequence[Tensor], how: str, device: torch.device
-) -> tuple[Tensor, Assembled]:
-    """The region of `read`, and how to take its gradient apart.
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+# For parts that are combined other than by sum: the region, as a function of what each piece gives.
+Combination: TypeAlias = tuple[Tensor, list[Tensor]]
+
+
+class Assembly:
+    """How a region is made of pieces, and its gradient taken apart.
 
     Args:
         stored: The tensor.
         read: Which region, and of which pieces.
-        contents: The pieces.
         how: How partial results are combined, as in `Access.combine`.
-        device: Where an empty region is made.
     """
-    pairs = tuple((piece, common(piece.box, read.box)) for piece in read.pieces)
-    given = [
-        content[inside(shared, piece.box)] for (piece, shared), content in zip(pairs, contents, strict=True)
-    ]
-    partial = how != "sum" and len({shared for _, shared in pairs}) < len(pairs)
-    if not (partial and read.gradient):
-        return _joined(stored, read.box, pairs, given, how, device), Assembled(pairs, None)
-    with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in given]
-        whole = _joined(stored, read.box, pairs, leaves, how, device)
-    return whole.detach(), Assembled(pairs, (whole, leaves))
 
+    def __init__(self, stored: StoredTensor, read: Read, how: str) -> None:
+        self.read = read
+        self._how = how
+        self._dtype: torch.dtype = getattr(torch, stored.dtype)
+        self._pairs = tuple((piece, common(piece.box, read.box)) for piece in read.pieces)
+        # What is taken of each piece; None for all of it.
+        self._cuts = [None if box == p.box else inside(box, p.box) for p, box in self._pairs]
+        self._gradient_cuts = [None if box == read.box else inside(box, read.box) for _, box in self._pairs]
+        self._groups: dict[Box, list[int]] = {}
+        for number, (_, box) in enumerate(self._pairs):
+            self._groups.setdefault(box, []).append(number)
+        partial = how != "sum" and len(self._groups) < len(self._pairs)
+        self._differentiated = partial and read.gradient
 
-def _joined(
-    stored: StoredTensor,
-    box: Box,
-    pairs: tuple[tuple[Piece, Box], ...],
-    given: list[Tensor],
-    how: str,
-    device: torch.device,
-) -> Tensor:
-    groups: dict[Box, list[Tensor]] = {}
-    for (_, shared), part in zip(pairs, given, strict=True):
-        groups.setdefault(shared, []).append(part)
-    if len(groups) == 1 and box in groups:
-        return combined(groups[box], how)
-    dtype: torch.dtype = getattr(torch, stored.dtype)
-    whole = torch.zeros([max(0, stop - start) for start, stop in box], dtype=dtype, device=device)
-    for shared, parts in groups.items():
-        whole[inside(shared, box)] = combined(parts, how)
-    return whole
+    def assemble(self, contents: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Combination | None]:
+        """The region, and what `gradients` needs to take its gradient apart.
+
+        Args:
+            contents: The pieces.
+            device: Where an empty region is made.
+        """
+        given = [c if cut is None else c[cut] for c, cut in zip(contents, self._cuts, strict=True)]
+        if not self._differentiated:
+            return self._joined(given, device), None
+        with torch.enable_grad():
+            leaves = [part.detach().requires_grad_() for part in given]
+            whole = self._joined(leaves, device)
+        return whole.detach(), (whole, leaves)
+
+    def _joined(self, given: list[Tensor], device: torch.device) -> Tensor:
+        if len(self._groups) == 1 and self.read.box in self._groups:
+            return combined(given, self._how)
+        shape = [max(0, stop - start) for start, stop in self.read.box]
+        whole = torch.zeros(shape, dtype=self._dtype, device=device)
+        for box, numbers in self._groups.items():
+            whole[inside(box, self.read.box)] = combined([given[k] for k in numbers], self._how)
+        return whole
+
+    def gradients(
+        self, gradient: Tensor, combination: Combination | None
+    ) -> Iterator[tuple[Piece, Box, Tensor]]:
+        """What each piece gets of the gradient of the region: piece, box, gradient."""
+        if combination is not None:
+            whole, parts = combination
+            found = torch.autograd.grad(whole, parts, gradient, retain_graph=True)
+            for (piece, box), part in zip(self._pairs, found, strict=True):
+                yield piece, box, part
+            return
+        for (piece, box), cut in zip(self._pairs, self._gradient_cuts, strict=True):
+            yield piece, box, gradient if cut is None else gradient[cut]
 
 
 class GradientSums:

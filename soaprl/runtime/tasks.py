@@ -11,15 +11,14 @@ stage before as something to differentiate; in between lies the reduction.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from soaprl.graph.operators import Operator
 from soaprl.runtime.calls import Kernel, LocalCall
 from soaprl.runtime.local import PartRun
+from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.statistics import batch_statistics, normalize, statistics_row
 
 
@@ -42,25 +41,11 @@ class TaskInputs:
     parameter_gradients: Sequence[bool]
 
 
-class _Source(torch.autograd.Function):
-    """A tensor as the beginning of a graph, so that the graph can name it without holding its content."""
-
-    @staticmethod
-    def forward(ctx: Any, marker: Tensor, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, None]:
-        return None, None
-
-
 class TaskRun:
     """One task of one iteration.
 
     Args:
-        operator: Its operator.
-        degrees: The operator's degrees.
-        part: Which task.
+        plan: Its part of its operator.
         read: What it reads.
         table: Kernels, as `soaprl.runtime.local.kernels` gives them.
         seed: Of the random numbers of the iteration.
@@ -73,9 +58,7 @@ class TaskRun:
 
     def __init__(
         self,
-        operator: Operator,
-        degrees: tuple[int, ...],
-        part: int,
+        plan: PartPlan,
         read: TaskInputs,
         table: Mapping[str, Kernel],
         *,
@@ -83,10 +66,9 @@ class TaskRun:
         stops: Sequence[int] = (),
         recorded: Sequence[int] = (),
     ) -> None:
-        self.operator = operator
+        operator = self.operator = plan.operator
         self.statistics: dict[int, tuple[Tensor, Tensor]] = {}
         self._table, self._stops, self._recorded = table, tuple(stops), frozenset(recorded)
-        self._marker = torch.zeros((), requires_grad=True)
         self._sources: list[tuple[str, int, GradientEdge]] = []
         self._outputs: list[GradientEdge | None] = []
         self._rows: list[GradientEdge | None] = []
@@ -94,9 +76,7 @@ class TaskRun:
         self._row_gradients: list[Tensor] = []
         with torch.set_grad_enabled(operator.has_backward):
             self._run: PartRun | None = PartRun(
-                operator,
-                degrees,
-                part,
+                plan,
                 self._entered("input", read.inputs, read.input_gradients),
                 self._entered("parameter", read.parameters, read.parameter_gradients),
                 read.buffers,
@@ -107,7 +87,7 @@ class TaskRun:
         entered = []
         for position, (tensor, wants) in enumerate(zip(tensors, wanted, strict=True)):
             if wants and self.operator.has_backward:
-                tensor = _source(self._marker, tensor)
+                tensor = _source(tensor)
                 self._sources.append((group, position, get_gradient_edge(tensor)))
             entered.append(tensor)
         return entered
@@ -126,7 +106,7 @@ class TaskRun:
         with torch.set_grad_enabled(self.operator.has_backward):
             if combined is not None:
                 self._resume(run, combined)
-            while len(run.results) < len(self.operator.body):
+            while not run.finished:
                 call = len(run.results)
                 if call in self._stops:
                     row = statistics_row(run.next_call().local("input"))
@@ -147,7 +127,7 @@ class TaskRun:
         if call in self._recorded:
             self.statistics[call] = batch_statistics(combined)
         if self.operator.has_backward:
-            combined = _source(self._marker, combined)
+            combined = _source(combined)
             self._tables.append(get_gradient_edge(combined))
         run.results.append([normalize(run.next_call(), combined)])
 
@@ -206,9 +186,13 @@ class TaskRun:
         return [edge for edge, _ in kept], [gradient for _, gradient in kept]
 
 
-def _source(marker: Tensor, tensor: Tensor) -> Tensor:
-    found: Tensor = _Source.apply(marker, tensor)  # type: ignore[no-untyped-call]
-    return found
+def _source(tensor: Tensor) -> Tensor:
+    """A tensor as the beginning of a graph that can name it without holding its content."""
+    leaf = tensor.detach().requires_grad_()
+    source = leaf.view_as(leaf)
+    # The graph holds the leaf; what `source` shares with it lives as long as something saved that.
+    leaf.data = tensor.new_empty(0)
+    return source
 
 
 def _edge(tensor: Tensor) -> GradientEdge | None:

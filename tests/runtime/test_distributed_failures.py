@@ -115,7 +115,7 @@ def errors_after(strategy_of: Any, fail: Any, when: str) -> dict[int, str]:
     ("strategy_of", "when", "where"),
     [
         (model_parallel, "forward", "exchange after operator"),
-        (model_parallel, "backward", "backward"),
+        (model_parallel, "backward", "exchange after operator"),
         (data_parallel, "backward", "sum of the gradients of"),
     ],
     ids=["forward", "backward", "reduction"],
@@ -125,7 +125,8 @@ def test_others_end_and_name_a_rank_that_was_killed(strategy_of: Any, when: str,
     assert len(found) == NUM_RANKS - 1
     for error in found.values():
         assert f"rank {VICTIM} did not answer in step" in error, error
-        assert "of iteration 1" in error, error
+        # A rank that needs nothing more of the victim may be one iteration ahead when it notices.
+        assert "of iteration 1" in error or "of iteration 2" in error, error
         assert where in error, error
     assert len(set(found.values())) == 1, "all name the same failure"
 

@@ -3,10 +3,9 @@ import torch
 
 from soaprl.graph.factors import Span
 from soaprl.graph.operators import Access, Broadcast, DimUse
+from soaprl.runtime.plans import apply, arranging, cropping
 from soaprl.runtime.shards import (
     LocalDim,
-    arrange,
-    crop,
     flat_indices,
     flat_interval,
     local_dim,
@@ -66,7 +65,7 @@ def test_an_operand_permutes_merges_selects_and_repeats_refined_dimensions() -> 
     stored = torch.arange(2 * 3 * 4).reshape(2, 3, 4)
     layout = ((2, 0), (Broadcast(factor=-1, extent=5),))
     pieces = (((4, 0, 4), (2, 0, 2)), ((5, 0, 5),))
-    operand = arrange(stored[:, 1:2], layout, pieces)
+    operand = apply(arranging((2, 1, 4), layout, pieces), stored[:, 1:2])
     expected = stored[:, 1].T.reshape(8)[:, None].expand(8, 5)
     assert torch.equal(operand, expected)
 
@@ -75,15 +74,15 @@ def test_an_operand_is_cropped_to_what_a_call_needs() -> None:
     whole = torch.arange(12)
     span = Span(factor=0, lower=0, upper=12, add_first=1, add_last=2)
     need = dim(12, (9, 2, 4), span=span)
-    assert crop(whole, (((12, 0, 12),),), (need,)).tolist() == [3, 4, 5]
+    assert apply(cropping((((12, 0, 12),),), (need,)), whole).tolist() == [3, 4, 5]
     strips = dim(12, (3, 0, 3), (4, 1, 2))
-    assert crop(whole, (((12, 0, 12),),), (strips,)).tolist() == [1, 5, 9]
+    assert apply(cropping((((12, 0, 12),),), (strips,)), whole).tolist() == [1, 5, 9]
 
 
 def test_a_region_that_lacks_what_a_call_needs_is_an_error() -> None:
     span = Span(factor=0, lower=0, upper=12, add_last=2)
     with pytest.raises(AssertionError, match="the region holds"):
-        crop(torch.arange(3), (((12, 2, 5),),), (dim(12, (10, 2, 5), span=span),))
+        cropping((((12, 2, 5),),), (dim(12, (10, 2, 5), span=span),))
 
 
 def test_a_dimension_use_takes_its_intervals_from_the_part() -> None:

@@ -162,6 +162,7 @@ class DistributedRank:
             self.state.backward(step)
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
+            self.state.fill_gradients()
             if update is not None:
                 update(self.state)
 

@@ -1,0 +1,359 @@
+"""What running one part of an operator needs and no tensor changes, worked out once.
+
+An iteration runs every part with tensors of the same shapes, so that how regions are arranged into operands,
+what each call needs of them, and what its other arguments are is the same each time. A plan knows all of that
+as a short list of tensor operations, mostly empty.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from soaprl.graph.factors import part_box
+from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref
+from soaprl.runtime.calls import LocalCall, LocalDims, schema, tensor_dims
+from soaprl.runtime.shards import (
+    Box,
+    Layout,
+    LocalDim,
+    Piece,
+    flat_indices,
+    flat_interval,
+    local_dim,
+    operand_pieces,
+    region,
+)
+
+Pieces: TypeAlias = tuple[tuple[Piece, ...], ...]
+TensorStep: TypeAlias = Callable[[Tensor], Tensor]
+# Gives the tensor that a reference stands for, as it was read or computed.
+FetchTensor: TypeAlias = Callable[[Ref], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """How a tensor becomes an operand.
+
+    Attributes:
+        steps: What is done to the tensor.
+        pieces: For each operand dimension, the intervals of the finer dimensions that it is the product of.
+    """
+
+    steps: tuple[TensorStep, ...]
+    pieces: Pieces
+
+
+def apply(steps: tuple[TensorStep, ...], tensor: Tensor) -> Tensor:
+    """The tensor after all steps."""
+    for step in steps:
+        tensor = step(tensor)
+    return tensor
+
+
+def arranging(shape: tuple[int, ...], layout: Layout, pieces: Pieces) -> tuple[TensorStep, ...]:
+    """From a local region in refined dimensions to the operand that `layout` describes.
+
+    Args:
+        shape: That of the region: one dimension for each refined dimension.
+        layout: For each operand dimension, the refined dimensions or broadcasts it is made of.
+        pieces: The same structure, with the interval of each that is there.
+    """
+    kept = [p for dim in layout for p in dim if not isinstance(p, Broadcast)]
+    selected = [d for d in range(len(shape)) if d not in kept]
+    assert all(shape[d] == 1 for d in selected), f"selected dimensions hold {shape}"
+    order = [*kept, *selected]
+    steps: list[TensorStep] = []
+    if order != sorted(order):
+        steps.append(lambda tensor: tensor.permute(order))
+    now = [shape[d] for d in order]
+    steps += _reshaping(now, [shape[d] for d in kept])
+    sizes = [hi - lo for dim in pieces for _, lo, hi in dim]
+    added = [k for k, p in enumerate(p for dim in layout for p in dim) if isinstance(p, Broadcast)]
+    if added:
+
+        def broadcast(tensor: Tensor) -> Tensor:
+            for position in added:
+                tensor = tensor.unsqueeze(position)
+            return tensor.expand(sizes)
+
+        steps.append(broadcast)
+    steps += _reshaping(sizes, [prod(hi - lo for _, lo, hi in dim) for dim in pieces])
+    return tuple(steps)
+
+
+def _reshaping(shape: list[int], wanted: list[int]) -> list[TensorStep]:
+    return [] if shape == wanted else [lambda tensor: tensor.reshape(wanted)]
+
+
+def cropping(got: Pieces, need: LocalDims) -> tuple[TensorStep, ...]:
+    """From an operand that holds the indices `got` of each dimension to the indices `need`."""
+    assert len(got) == len(need), f"operand has {len(got)} dimensions, rule {len(need)}"
+    steps: list[TensorStep] = []
+    for d, (pieces, dim) in enumerate(zip(got, need, strict=True)):
+        if dim.span is not None or pieces != dim.label:
+            steps += _cropping(d, pieces, dim)
+    return tuple(steps)
+
+
+def _cropping(d: int, pieces: tuple[Piece, ...], dim: LocalDim) -> list[TensorStep]:
+    length = prod(hi - lo for _, lo, hi in pieces)
+    held, wanted = flat_interval(pieces), (dim.start, dim.stop)
+    if dim.span is not None and not dim.label and held is not None:
+        # A label of one index: the region was clipped to what its window reads, outermost piece first.
+        shift = dim.start - dim.start % prod(extent for extent, _, _ in pieces[1:])
+        held = (held[0] + shift, held[1] + shift)
+    if held is not None and dim.size == dim.stop - dim.start:
+        assert wanted[0] == wanted[1] or held[0] <= wanted[0] <= wanted[1] <= held[1], (
+            f"dimension {d}: the region holds {held}, the part needs {wanted}"
+        )
+        start, size = min(max(wanted[0] - held[0], 0), length), wanted[1] - wanted[0]
+        return [] if size == length else [lambda tensor: tensor.narrow(d, start, size)]
+    there, indices = flat_indices(pieces), dim.indices()
+    if torch.equal(there, indices):
+        return []
+    positions = torch.searchsorted(there, indices).clamp(max=max(len(there) - 1, 0))
+    assert torch.equal(there[positions], indices), f"dimension {d}: the part needs indices outside the region"
+    return [lambda tensor: tensor.index_select(d, positions.to(tensor.device))]
+
+
+# Calls.
+
+_Made: TypeAlias = Callable[[FetchTensor], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bound:
+    """An argument: what it is, or how it is made of tensors; and its local dimensions."""
+
+    value: Any
+    make: _Made | None
+    dims: Any
+
+
+class CallPlan:
+    """One call, bound to everything but tensors.
+
+    Args:
+        call: What to call.
+        dims_of: The indices that the part works on, for the dimensions of an argument or result.
+        describe: The operand that a reference stands for; it may hold more than the call needs.
+
+    Attributes:
+        name: Name of the captured node.
+        shapes: Local shapes of the results.
+        results: For each result, the indices that the part computes.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        dims_of: Callable[[tuple[DimUse, ...]], LocalDims],
+        describe: Callable[[Ref], Operand],
+    ) -> None:
+        self.name, self._target = call.name, call.target
+        wanted = iter([dims_of(uses) for uses in call.arg_dims])
+
+        def bind(argument: Argument) -> _Bound:
+            if isinstance(argument, Ref):
+                dims, operand = next(wanted), describe(argument)
+                steps = (*operand.steps, *cropping(operand.pieces, dims))
+                return _Bound(value=None, make=_reading(argument, steps), dims=dims)
+            if isinstance(argument, tuple):
+                return _sequence([bind(a) for a in argument])
+            return _Bound(value=argument, make=None, dims=None)
+
+        positional = [bind(a) for a in call.args]
+        named = {name: bind(a) for name, a in call.kwargs}
+        bound = self._by_name(positional, named)
+        self._fixed = {name: b.value for name, b in bound.items()}
+        self._made = tuple((name, b.make) for name, b in bound.items() if b.make is not None)
+        self._dims = {name: b.dims for name, b in bound.items()}
+        self.results = tuple(dims_of(uses) for uses in call.result_dims)
+        self.shapes = tuple(tuple(d.size for d in dims) for dims in self.results)
+        self._lead = leads(self._dims, self.results)
+
+    def _by_name(self, positional: list[_Bound], named: dict[str, _Bound]) -> dict[str, _Bound]:
+        """Arguments by the names of the library's schema, defaults filled in."""
+        self._devices: tuple[str, ...] = ()
+        if self._target.startswith("soaprl."):
+            return {**{str(k): b for k, b in enumerate(positional)}, **named}
+        bound: dict[str, _Bound] = {}
+        for k, argument in enumerate(schema(self._target)):
+            default = _Bound(value=argument.default, make=None, dims=None)
+            given = positional[k] if k < len(positional) else named.get(argument.name, default)
+            if given.make is None:
+                if "Device" in argument.kind and given.value is not None:
+                    self._devices += (argument.name,)
+                given = _Bound(value=_literal(given.value, argument.kind), make=None, dims=given.dims)
+            elif argument.written:
+                given = _Bound(value=None, make=_copying(given.make), dims=given.dims)
+            bound[argument.name] = given
+        return bound
+
+    def bind(self, fetch: FetchTensor, *, seed: int, device: torch.device) -> LocalCall:
+        """The call with its tensors.
+
+        Args:
+            fetch: The tensor that a reference stands for.
+            seed: Of the random numbers of the whole iteration.
+            device: Where new tensors are made.
+        """
+        arguments = dict(self._fixed)
+        for name, make in self._made:
+            arguments[name] = make(fetch)
+        for name in self._devices:
+            arguments[name] = device
+        return LocalCall(
+            name=self.name,
+            target=self._target,
+            arguments=arguments,
+            dims=self._dims,
+            results=self.results,
+            lead=self._lead,
+            seed=crc32(f"{seed}:{self.name}".encode()),
+        )
+
+
+def _reading(ref: Ref, steps: tuple[TensorStep, ...]) -> _Made:
+    if not steps:
+        return lambda fetch: fetch(ref)
+    return lambda fetch: apply(steps, fetch(ref))
+
+
+def _sequence(items: list[_Bound]) -> _Bound:
+    dims = [item.dims for item in items]
+    if all(item.make is None for item in items):
+        return _Bound(value=[item.value for item in items], make=None, dims=dims)
+    return _Bound(
+        value=None,
+        make=lambda fetch: [item.value if item.make is None else item.make(fetch) for item in items],
+        dims=dims,
+    )
+
+
+def _copying(make: _Made) -> _Made:
+    def copied(fetch: FetchTensor) -> Any:
+        made = make(fetch)
+        return made.clone() if isinstance(made, Tensor) else made
+
+    return copied
+
+
+def _literal(value: object, kind: str) -> object:
+    """A captured literal as the library wants it: data types are names, devices belong to the run."""
+    if "ScalarType" in kind and isinstance(value, str):
+        return getattr(torch, value.removeprefix("torch."))
+    if any(name in kind for name in ("Layout", "MemoryFormat")):
+        return None
+    return value
+
+
+def leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
+    """Whether the part is the first along every factor that the first result does not name."""
+    kept = {f for d in results[0] for f in d.factors}
+    read = [d for found in tensor_dims(dims.values()) for d in found]
+    summed = [piece for d in read for f, piece in zip(d.factors, d.label, strict=True) if f not in kept]
+    return all(lo == 0 for _, lo, _ in summed)
+
+
+# Parts.
+
+
+class PartPlan:
+    """One part of an operator.
+
+    Args:
+        operator: What to run.
+        degrees: Number of parts of each factor.
+        part: Which part, row-major.
+
+    Attributes:
+        operator: The operator.
+        box: The part's interval of each factor.
+        shapes: For each kind of access, the shapes of the regions that the part reads.
+        arranged: For each kind of access, what makes an operand of each region.
+        calls: One plan for each call of the body.
+        outputs: For each output, the call and result that it is, its shape, and what makes a region of it.
+    """
+
+    def __init__(self, operator: Operator, degrees: tuple[int, ...], part: int) -> None:
+        self.operator, self.box = operator, part_box(operator.extents, degrees, part)
+        groups = {"input": operator.inputs, "parameter": operator.parameters, "buffer": operator.buffers}
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.arranged: dict[str, list[tuple[TensorStep, ...]]] = {}
+        self._pieces: dict[str, list[Pieces]] = {}
+        for name, accesses in groups.items():
+            shapes = [tuple(stop - start for start, stop in region(a, self.box)) for a in accesses]
+            pieces = [operand_pieces(a, self.box) for a in accesses]
+            self.shapes[name], self._pieces[name] = shapes, pieces
+            self.arranged[name] = [
+                arranging(shape, a.layout, found)
+                for shape, a, found in zip(shapes, accesses, pieces, strict=True)
+            ]
+        self.calls = tuple(CallPlan(call, self._dims_of, self._describe) for call in operator.body)
+        self.outputs = tuple(
+            (call, result, *self._stored(access, operator.body[call].name))
+            for access, (call, result) in zip(operator.outputs, operator.body_outputs, strict=True)
+        )
+
+    def _dims_of(self, uses: tuple[DimUse, ...]) -> LocalDims:
+        return tuple(local_dim(use, self.operator.extents, self.box) for use in uses)
+
+    def _describe(self, ref: Ref) -> Operand:
+        if ref.source != "call":
+            # Regions are arranged once, when the part begins.
+            return Operand(steps=(), pieces=self._pieces[ref.source][ref.index])
+        dims = self._dims_of(self.operator.body[ref.index].result_dims[ref.result])
+        return _of_result(dims, ref.layout, self.box)
+
+    def _stored(self, access: Access, name: str) -> tuple[tuple[int, ...], tuple[TensorStep, ...]]:
+        """A call's local result as the region of the tensor that the part writes."""
+        pieces = operand_pieces(access, self.box)
+        sizes = [[hi - lo for _, lo, hi in dim] for dim in pieces]
+        shape = tuple(prod(dim) for dim in sizes)
+        order = [p for dim in access.layout for p in dim]
+        inverse = [order.index(d) for d in range(len(order))]
+        steps = _reshaping(list(shape), [size for dim in sizes for size in dim])
+        if inverse != sorted(inverse):
+            steps.append(lambda tensor: tensor.permute(inverse))
+        return shape, tuple(steps)
+
+
+def _of_result(dims: LocalDims, layout: Layout | None, box: Box) -> Operand:
+    """An earlier call's result as an operand; its finer dimensions are the factors of its dimensions."""
+    refined = tuple(_refined(dim) for dim in dims)
+    flat = [piece for pieces in refined for piece in pieces]
+    if layout is None:
+        positions = iter(range(len(flat)))
+        layout = tuple(tuple(next(positions) for _ in pieces) for pieces in refined)
+    pieces = tuple(tuple(_piece(p, flat, box) for p in dim) for dim in layout)
+    shape = [hi - lo for _, lo, hi in flat]
+    steps = (*_reshaping([d.size for d in dims], shape), *arranging(tuple(shape), layout, pieces))
+    return Operand(steps=_without_detours([d.size for d in dims], steps, pieces, layout), pieces=pieces)
+
+
+def _without_detours(
+    shape: list[int], steps: tuple[TensorStep, ...], pieces: Pieces, layout: Layout
+) -> tuple[TensorStep, ...]:
+    """Nothing, where a result is split into finer dimensions only to be merged to what it was."""
+    order = [p for dim in layout for p in dim]
+    merged = [prod(hi - lo for _, lo, hi in dim) for dim in pieces]
+    same = order == list(range(len(order))) and merged == shape
+    return () if same else steps
+
+
+def _refined(dim: LocalDim) -> tuple[Piece, ...]:
+    if dim.span is None and dim.label:
+        return dim.label
+    return ((dim.extent, dim.start, dim.stop),) if dim.extent > 1 else ()
+
+
+def _piece(p: int | Broadcast, flat: Sequence[Piece], box: Box) -> Piece:
+    if isinstance(p, Broadcast):
+        return (p.extent, *(box[p.factor] if p.factor >= 0 else (0, p.extent)))
+    return flat[p]
