@@ -5,6 +5,7 @@ given a block of proposals and what the limit of each depends on (`soaprl.simula
 back with the first one that matters. The chain is the same, draw for draw.
 """
 
+from math import ceil
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -61,14 +62,14 @@ class Scanner:
     def next(
         self, strategy: Strategy, scale: Scale, draws: Draws, first: int, end: float
     ) -> tuple[int, Evaluation | None]:
-        """Looks at some proposals of a block, from `first` on.
+        """Looks at some proposals of a block, from `first` on and at most to `end`, which may be a fraction.
 
         Returns:
             The row of the first that is within its limit, and its evaluation; or the row to go on at, and
             None.
         """
         candidates = self._of_block(draws)
-        last = int(min(first + self._length, end, len(draws.operators)))
+        last = ceil(min(first + self._length, end, len(draws.operators)))
         tied = first + np.flatnonzero(candidates.rows.tied[first:last])
         operators = candidates.rows.operators[tied]
         for operator in set(operators.tolist()):

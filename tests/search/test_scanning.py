@@ -1,7 +1,7 @@
 """A chain that scans is the chain that evaluates one proposal after the other."""
 
 from dataclasses import replace
-from math import inf
+from math import ceil, inf
 
 import pytest
 
@@ -28,7 +28,7 @@ class OneByOne:
 
 
 def walked(
-    problem: Problem, evaluator: OneByOne | Simulator, settings: ProposalSettings, steps: int, beta: float
+    problem: Problem, evaluator: OneByOne | Simulator, settings: ProposalSettings, steps: float, beta: float
 ) -> tuple[Chain, list[int]]:
     start = data_parallel(problem.graph, problem.cluster)
     evaluation = Simulator(problem).evaluate(start)
@@ -81,6 +81,6 @@ def test_a_chain_that_does_not_fit_in_memory_at_first_is_the_same_too() -> None:
 def test_a_scan_stops_at_the_step_limit_and_goes_on_from_there() -> None:
     graph = toy_chain(num_operators=6, sample=64, channel=64)
     problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
-    for steps in (1, 7, 511, 513):
+    for steps in (1, 7, 511, 513, 4.5):
         chain, visited = walked(problem, Simulator(problem), ProposalSettings(), steps, 100.0)
-        assert chain.step == visited[-1] == steps
+        assert chain.step == visited[-1] == ceil(steps)
