@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -82,6 +83,7 @@ def tensor_dims(arguments: Iterable[Any]) -> Iterator[LocalDims]:
             yield from tensor_dims(argument)
 
 
+@cache
 def operation(target: str) -> Any:
     """The library function called `target`.
 
@@ -108,14 +110,17 @@ class Parameter:
         kind: Its type as the schema spells it.
         default: Its default; None without one.
         written: Whether the call changes it in place.
+        keyword_only: Whether it can only be given by name.
     """
 
     name: str
     kind: str
     default: Any
     written: bool
+    keyword_only: bool
 
 
+@cache
 def schema(target: str) -> tuple[Parameter, ...]:
     """The arguments of `target` in order."""
     return tuple(
@@ -124,6 +129,7 @@ def schema(target: str) -> tuple[Parameter, ...]:
             kind=str(a.real_type),
             default=a.default_value,
             written=a.alias_info is not None and a.alias_info.is_write,
+            keyword_only=a.kwarg_only,
         )
         for a in operation(target)._schema.arguments
     )

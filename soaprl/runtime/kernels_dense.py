@@ -23,6 +23,10 @@ def added_once(call: LocalCall) -> Results:
     return call.run(self=torch.zeros_like(call["self"]))
 
 
+# On the first part along the reduction these only call the library.
+PLAIN_WHERE_LEAD = (biased_once, added_once)
+
+
 def embedding(call: LocalCall) -> Results:
     """Rows of the local vocabulary; zeros for the ids of other parts."""
     weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soaprl.graph.operators import Operator, Ref
 from soaprl.runtime.calls import Kernel, LocalCall
-from soaprl.runtime.kernels_dense import dense_kernels
+from soaprl.runtime.kernels_dense import PLAIN_WHERE_LEAD, dense_kernels
 from soaprl.runtime.kernels_losses import loss_kernels
 from soaprl.runtime.kernels_plain import plain_kernels
 from soaprl.runtime.kernels_random import random_kernels
@@ -113,7 +113,7 @@ class PartRun:
     def advance(self, table: Mapping[str, Kernel]) -> None:
         """Runs the next call."""
         plan = self._plan.calls[len(self.results)]
-        self.results.append(execute(plan, self.next_call(), table))
+        self.results.append(run_call(plan, self._fetch, seed=self._seed, device=self._device, table=table))
 
     def outputs(self) -> list[Tensor]:
         """What the part writes, once all calls have run."""
@@ -147,15 +147,13 @@ def run_call(
         device: Where new tensors are made.
         table: Kernels, as `kernels` gives them.
     """
-    return execute(plan, plan.bind(fetch, seed=seed, device=device), table)
-
-
-def execute(plan: CallPlan, local: LocalCall, table: Mapping[str, Kernel]) -> list[Tensor]:
-    """The results of a bound call."""
     # An in-place call has the kernel of its out-of-place form; it has a copy of what it would change.
-    kernel = table.get(local.target) or table.get(local.target.rsplit(".", 1)[0].rstrip("_"))
-    found = kernel(local) if kernel else local.run()
+    kernel = table.get(plan.target) or table.get(plan.target.rsplit(".", 1)[0].rstrip("_"))
+    if kernel is None or (plan.lead and kernel in PLAIN_WHERE_LEAD):
+        found = plan.run(fetch, device)
+    else:
+        found = kernel(plan.bind(fetch, seed=seed, device=device))
     results = list(found)[: len(plan.shapes)] if isinstance(found, tuple | list) else [found]
     for tensor, shape in zip(results, plan.shapes, strict=True):
-        assert tensor.shape == shape, f"{local.name}: expected {shape}, found {tuple(tensor.shape)}"
+        assert tensor.shape == shape, f"{plan.name}: expected {shape}, found {tuple(tensor.shape)}"
     return results

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref
-from soaprl.runtime.calls import LocalCall, LocalDims, schema, tensor_dims
+from soaprl.runtime.calls import LocalCall, LocalDims, Results, operation, schema, tensor_dims
 from soaprl.runtime.shards import (
     Box,
     Layout,
@@ -145,7 +145,9 @@ class CallPlan:
 
     Attributes:
         name: Name of the captured node.
+        target: As in `LocalCall`.
         shapes: Local shapes of the results.
+        lead: As in `LocalCall`.
         results: For each result, the indices that the part computes.
     """
 
@@ -155,7 +157,7 @@ class CallPlan:
         dims_of: Callable[[tuple[DimUse, ...]], LocalDims],
         describe: Callable[[Ref], Operand],
     ) -> None:
-        self.name, self._target = call.name, call.target
+        self.name, self.target = call.name, call.target
         wanted = iter([dims_of(uses) for uses in call.arg_dims])
 
         def bind(argument: Argument) -> _Bound:
@@ -173,17 +175,18 @@ class CallPlan:
         self._fixed = {name: b.value for name, b in bound.items()}
         self._made = tuple((name, b.make) for name, b in bound.items() if b.make is not None)
         self._dims = {name: b.dims for name, b in bound.items()}
+        self._place(bound)
         self.results = tuple(dims_of(uses) for uses in call.result_dims)
         self.shapes = tuple(tuple(d.size for d in dims) for dims in self.results)
-        self._lead = leads(self._dims, self.results)
+        self.lead = leads(self._dims, self.results)
 
     def _by_name(self, positional: list[_Bound], named: dict[str, _Bound]) -> dict[str, _Bound]:
         """Arguments by the names of the library's schema, defaults filled in."""
         self._devices: tuple[str, ...] = ()
-        if self._target.startswith("soaprl."):
+        if self.target.startswith("soaprl."):
             return {**{str(k): b for k, b in enumerate(positional)}, **named}
         bound: dict[str, _Bound] = {}
-        for k, argument in enumerate(schema(self._target)):
+        for k, argument in enumerate(schema(self.target)):
             default = _Bound(value=argument.default, make=None, dims=None)
             given = positional[k] if k < len(positional) else named.get(argument.name, default)
             if given.make is None:
@@ -194,6 +197,28 @@ class CallPlan:
                 given = _Bound(value=None, make=_copying(given.make), dims=given.dims)
             bound[argument.name] = given
         return bound
+
+    def _place(self, bound: dict[str, _Bound]) -> None:
+        """Where each argument goes if the library is called as it is."""
+        if self.target.startswith("soaprl."):
+            return
+        self._operation = operation(self.target)
+        positional = [a.name for a in schema(self.target) if not a.keyword_only]
+        self._list = [bound[name].value for name in positional]
+        self._keywords = {name: b.value for name, b in bound.items() if name not in positional}
+        made = [(name, b.make) for name, b in bound.items() if b.make is not None]
+        self._list_made = tuple((positional.index(n), make) for n, make in made if n in positional)
+        self._keywords_made = tuple((n, make) for n, make in made if n not in positional)
+
+    def run(self, fetch: FetchTensor, device: torch.device) -> Results:
+        """What the library makes of the local arguments as they are."""
+        if self._devices or self._keywords_made:
+            return self.bind(fetch, seed=0, device=device).run()
+        arguments = self._list.copy()
+        for position, make in self._list_made:
+            arguments[position] = make(fetch)
+        results: Results = self._operation(*arguments, **self._keywords)
+        return results
 
     def bind(self, fetch: FetchTensor, *, seed: int, device: torch.device) -> LocalCall:
         """The call with its tensors.
@@ -210,11 +235,11 @@ class CallPlan:
             arguments[name] = device
         return LocalCall(
             name=self.name,
-            target=self._target,
+            target=self.target,
             arguments=arguments,
             dims=self._dims,
             results=self.results,
-            lead=self._lead,
+            lead=self.lead,
             seed=crc32(f"{seed}:{self.name}".encode()),
         )
 

@@ -39,7 +39,7 @@ from soaprl.runtime.running import RunningStatistics
 from soaprl.runtime.shards import region
 from soaprl.runtime.statistics import synchronized_calls
 from soaprl.runtime.stores import Assembly, BlockStore, Combination, GradientSums, ParameterGradients
-from soaprl.runtime.tasks import TaskInputs, TaskRun
+from soaprl.runtime.tasks import Leaf, TaskInputs, TaskRun, leaf_of
 
 # Gives the content of a block of a graph input, parameter or buffer, in refined coordinates.
 Fetch = Callable[[Block], Tensor]
@@ -111,6 +111,7 @@ class RankState:
             self._parameters.put(block, parameter.detach())
         self._parameter_gradients = ParameterGradients(self.parameters)
         self._plans: dict[tuple[int, int], _TaskPlan] = {}
+        self._leaves: dict[Block, Leaf] = {}
         self.buffers: dict[int, Tensor] = {}
         for tensor in self.program.buffers:
             stored = graph.tensors[tensor]
@@ -190,7 +191,7 @@ class RankState:
             plan.part,
             TaskInputs(
                 inputs=[content for content, _ in regions],
-                parameters=[self._parameter(block) for block in step.parameters],
+                parameters=[self._leaf(block) for block in step.parameters],
                 buffers=[self.buffer(block) for block in step.buffers],
                 input_gradients=plan.input_gradients,
                 parameter_gradients=plan.parameter_gradients,
@@ -238,6 +239,15 @@ class RankState:
         known = self._constants if block.tensor in self._constants else self.buffers
         shape = self.graph.tensors[block.tensor].refined_shape
         return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
+
+    def _leaf(self, block: Block) -> Leaf:
+        """A block of parameters; the same leaf each time, if the rank holds the block as it is."""
+        if block in self._leaves:
+            return self._leaves[block]
+        leaf = leaf_of(self._parameter(block))
+        if self._parameters.holds(block):
+            self._leaves[block] = leaf
+        return leaf
 
     def _parameter(self, block: Block) -> Tensor:
         if num_elements(block.box):
@@ -332,7 +342,7 @@ class RankState:
     def enter(self, step: Reduction, totals: Sequence[Tensor]) -> None:
         """Takes the sums of the contributions of all ranks of an awaited step; it may keep the tensors."""
         if isinstance(step, ReduceLoss):
-            (self.loss,) = totals
+            self.loss = totals[0].clone()
         elif isinstance(step, ReduceStatistics):
             self._enter_statistics(step, totals[0])
         elif isinstance(step, ReduceGradients):

@@ -26,6 +26,10 @@ class BlockStore:
         assert tuple(content.shape) == shape, f"expected the block {shape}, found {tuple(content.shape)}"
         self._held.setdefault(block.tensor, []).append((block.box, content))
 
+    def holds(self, block: Block) -> bool:
+        """Whether one held block has all of `block`, so that `read` gives a view."""
+        return any(common(box, block.box) == block.box for box, _ in self._held.get(block.tensor, ()))
+
     def overlapping(self, block: Block) -> Iterator[tuple[Box, Tensor]]:
         """The held content of `block`: boxes, and views of what is held."""
         for box, content in self._held.get(block.tensor, ()):

@@ -22,20 +22,42 @@ from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.statistics import batch_statistics, normalize, statistics_row
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Content of parameters as the beginning of graphs; it may begin many of them.
+
+    Attributes:
+        tensor: The content.
+        edge: Names it in a graph; None if it is not differentiable.
+    """
+
+    tensor: Tensor
+    edge: GradientEdge | None
+
+
+def leaf_of(tensor: Tensor) -> Leaf:
+    """A leaf that shares the content of a tensor, which may be overwritten between iterations."""
+    tensor = tensor.detach()
+    if not tensor.is_floating_point():
+        return Leaf(tensor, None)
+    tensor.requires_grad_()
+    return Leaf(tensor, get_gradient_edge(tensor))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInputs:
     """What a task reads: for each access of the operator its region, in refined coordinates.
 
     Attributes:
         inputs: Of the inputs.
-        parameters: Of the parameters.
+        parameters: Of the parameters, as leaves.
         buffers: Of the buffers.
         input_gradients: For each input, whether its gradient is wanted.
         parameter_gradients: The same for each parameter.
     """
 
     inputs: Sequence[Tensor]
-    parameters: Sequence[Tensor]
+    parameters: Sequence[Leaf]
     buffers: Sequence[Tensor]
     input_gradients: Sequence[bool]
     parameter_gradients: Sequence[bool]
@@ -77,19 +99,28 @@ class TaskRun:
         with torch.set_grad_enabled(operator.has_backward):
             self._run: PartRun | None = PartRun(
                 plan,
-                self._entered("input", read.inputs, read.input_gradients),
-                self._entered("parameter", read.parameters, read.parameter_gradients),
+                self._entered_inputs(read),
+                self._entered_parameters(read),
                 read.buffers,
                 seed=seed,
             )
 
-    def _entered(self, group: str, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-        entered = []
-        for position, (tensor, wants) in enumerate(zip(tensors, wanted, strict=True)):
+    def _entered_inputs(self, read: TaskInputs) -> list[Tensor]:
+        entered = list(read.inputs)
+        for position, wants in enumerate(read.input_gradients):
             if wants and self.operator.has_backward:
-                tensor = _source(tensor)
-                self._sources.append((group, position, get_gradient_edge(tensor)))
-            entered.append(tensor)
+                entered[position] = source = _source(entered[position])
+                self._sources.append(("input", position, _source_edge(source)))
+        return entered
+
+    def _entered_parameters(self, read: TaskInputs) -> list[Tensor]:
+        entered = []
+        for position, (leaf, wants) in enumerate(zip(read.parameters, read.parameter_gradients, strict=True)):
+            if wants and self.operator.has_backward and leaf.edge is not None:
+                self._sources.append(("parameter", position, leaf.edge))
+                entered.append(leaf.tensor)
+            else:
+                entered.append(leaf.tensor.detach())
         return entered
 
     def forward(self, combined: Tensor | None = None) -> list[Tensor]:
@@ -128,7 +159,7 @@ class TaskRun:
             self.statistics[call] = batch_statistics(combined)
         if self.operator.has_backward:
             combined = _source(combined)
-            self._tables.append(get_gradient_edge(combined))
+            self._tables.append(_source_edge(combined))
         run.results.append([normalize(run.next_call(), combined)])
 
     def _recording(self, call: int, local: LocalCall) -> Tensor:
@@ -193,6 +224,11 @@ def _source(tensor: Tensor) -> Tensor:
     # The graph holds the leaf; what `source` shares with it lives as long as something saved that.
     leaf.data = tensor.new_empty(0)
     return source
+
+
+def _source_edge(source: Tensor) -> GradientEdge:
+    assert source.grad_fn is not None, "sources are differentiable"
+    return GradientEdge(source.grad_fn, source.output_nr)
 
 
 def _edge(tensor: Tensor) -> GradientEdge | None:
