@@ -4,9 +4,9 @@
 
 For each model and cluster a batch of *near* strategies (data parallelism with one random operator changed, as
 a search proposes) and one of *random* ones. Columns, in microseconds a strategy: *locked* is what holds the
-interpreter lock, `Simulator.load` (a part of which is compiled) and handing the simulator's arrays to
-compiled code; *one thread* and *threads* are `BatchSimulator.evaluate`. *speed-up* compares these two;
-*ceiling* is one thread's time over *locked*, the most that any number of threads could gain.
+interpreter lock, staging the operators that differ from the strategy before and handing the simulator's
+arrays to compiled code; *one thread* and *threads* are `BatchSimulator.evaluate`. *speed-up* compares these
+two; *ceiling* is one thread's time over *locked*, the most that any number of threads could gain.
 
 *machine* is the speed-up of the same number of threads in a compiled loop that shares nothing, measured in
 turn with the others: it shows how many idle cores there were. The best time of several turns counts for each.
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.presets import cluster_from_name
-from soaprl.cluster.tables import ClusterTables
 from soaprl.cost.kernels import filling_kernel, kernel
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.graph.capture import capture_model
@@ -38,11 +37,10 @@ from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import Budget, SearchTask
 from soaprl.simulator.batch import BatchSimulator, available_cores
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.patterns import PatternPools
+from soaprl.simulator.patch import Change, Found, Graph, Setting
 from soaprl.simulator.problem import Problem
-from soaprl.simulator.schedule import Queue
-from soaprl.simulator.state import Layout, Plans, Workspace
-from soaprl.simulator.tables import GraphTables
+from soaprl.simulator.queue import Queue
+from soaprl.simulator.record import Record
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Strategy
 
@@ -107,16 +105,9 @@ def spin(values: NDArray[np.float64], count: int) -> float:
 
 @filling_kernel
 def receive(
-    graph: GraphTables,
-    pools: PatternPools,
-    layout: Layout,
-    tables: ClusterTables,
-    plans: Plans,
-    work: Workspace,
-    queue: Queue,
-) -> int:
+    setting: Setting, found: Found, graph: Graph, change: Change, record: Record, queue: Queue
+) -> None:
     """Takes what an evaluation takes, and does nothing with it."""
-    return tables.num_devices
 
 
 def spin_apart(num_threads: int) -> None:
@@ -132,12 +123,16 @@ def measure(problem: Problem, name: str, strategies: list[Strategy], num_threads
     for batch in (one, several, several):
         batch.evaluate(strategies)
 
+    engine = one.simulators[0].engine
+    at_hand = strategies[-1].configs
+
     def locked() -> None:
+        nonlocal at_hand
         for strategy in strategies:
-            simulator = one.simulators[0]
-            simulator.load(strategy)
-            pools, layout, tables = simulator.pools, simulator.layout, simulator.tables
-            receive(simulator.graph, pools, layout, tables, simulator.plans, simulator.work, simulator.queue)
+            changed = [o for o, config in enumerate(strategy.configs) if config != at_hand[o]]
+            engine.stage((o, strategy.configs[o]) for o in changed)
+            receive(engine.setting, engine.found, engine.graph, engine.change, engine.record, engine.queue)
+            at_hand = strategy.configs
 
     best = best_of(
         lambda: one.evaluate(strategies),
