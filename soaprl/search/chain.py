@@ -167,7 +167,9 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     """Make steps until a limit; returns the chain, and whether a KeyboardInterrupt ended it."""
     score, elapsed, visit = score_within(walker.evaluator), walker.elapsed, walker.visit
     evaluator = walker.evaluator
-    scanner = Scanner(evaluator, walker.proposals) if isinstance(evaluator, ScanningEvaluator) else None
+    timed = limits.end_s < inf or limits.idle_s < inf
+    can_scan = isinstance(evaluator, ScanningEvaluator) and not timed and limits.idle_steps == inf
+    scanner = Scanner(evaluator, walker.proposals) if can_scan else None
     step, block, now = chain.step, -1, elapsed()
     try:
         while (
