@@ -52,8 +52,9 @@ def run(
 ) -> None:
     """Train on synthetic batches: time measured and predicted, losses, and --check against one process."""
     from soaprl.cli.inputs import ModelChoice, parse_options
-    from soaprl.cli.run_prepare import Wishes, prepare_run
+    from soaprl.cli.run_prepare import prepare_run
     from soaprl.cli.run_report import execute, show_program
+    from soaprl.cli.run_wishes import Wishes
 
     options = parse_options(option)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)

@@ -4,20 +4,19 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from soaprl.cli.output import print_json, print_table, progress_bar, say
+from soaprl.cli.run_json import measured_time_s, result_json
 from soaprl.cli.run_prepare import PreparedRun
 from soaprl.report.units import format_seconds
 from soaprl.simulator.trace import write_trace
 
 if TYPE_CHECKING:
-    from soaprl.runtime.launch_job import Check, Difference, Listen, Progress, RunResult
+    from soaprl.runtime.launch_job import Check, Listen, Progress, RunResult
 
 DISAGREES = 1
 _SHOWN_GRADIENTS = 5
@@ -64,7 +63,7 @@ def execute(run: PreparedRun, *, trace: Path | None, as_json: bool) -> None:
     if trace is not None:
         _write_trace(run, result, trace)
     if as_json:
-        print_json({**run.prepared.as_json(), **_as_json(run, result)})
+        print_json({**run.prepared.as_json(), **result_json(run, result)})
     else:
         _print_result(run, result)
     if result.check is not None and not result.check.agrees:
@@ -82,11 +81,6 @@ def _shown_progress(run: PreparedRun) -> "Iterator[Listen]":
             display.update(bar, completed=progress.step, status=status)
 
         yield listen
-
-
-def measured_time_s(result: "RunResult") -> float:
-    """The median over steps, without the first, in which much is made for the first time."""
-    return median(result.times_s[1:] or result.times_s)
 
 
 def _print_result(run: PreparedRun, result: "RunResult") -> None:
@@ -146,50 +140,6 @@ def _disagreement(run: PreparedRun, check: "Check") -> str:
     elif run.job.dtype == "float32":
         text += "; --dtype float64 tells rounding from faults"
     return text
-
-
-def _as_json(run: PreparedRun, result: "RunResult") -> dict[str, Any]:
-    job, outcome = run.job, run.simulated.outcome
-    measured_s = measured_time_s(result)
-    return {
-        "iteration_time_s": measured_s,
-        "throughput_samples_per_s": job.batch_size / measured_s,
-        "predicted_iteration_time_s": outcome.iteration_time_s,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "communication_bytes": outcome.communication_bytes,
-        "num_evaluations": outcome.num_evaluations,
-        "search_time_s": outcome.search_time_s,
-        "method": outcome.method,
-        "executor": job.executor,
-        "num_ranks": job.num_ranks,
-        "first_step": result.first_step,
-        "num_steps": job.num_steps,
-        "losses": [_finite(loss) for loss in result.losses],
-        "times_s": list(result.times_s),
-        "check": None if result.check is None else _check_json(result.check),
-        "checkpoint": result.checkpoint,
-        "strategy": run.simulated.record.model_dump(mode="json"),
-    }
-
-
-def _check_json(check: "Check") -> dict[str, Any]:
-    return {
-        "agrees": check.agrees,
-        "against": check.against,
-        "tolerance": check.tolerance,
-        "loss": _difference_json(check.loss),
-        "gradients": [_difference_json(d) for d in check.gradients],
-    }
-
-
-def _difference_json(difference: "Difference") -> dict[str, Any]:
-    fields = ("what", "step", "rank", "absolute", "relative")
-    return {field: getattr(difference, field) for field in fields}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if isfinite(value) else None
 
 
 def _write_trace(run: PreparedRun, result: "RunResult", path: Path) -> None:
