@@ -168,8 +168,9 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     score, elapsed, visit = score_within(walker.evaluator), walker.elapsed, walker.visit
     evaluator = walker.evaluator
     timed = limits.end_s < inf or limits.idle_s < inf
-    can_scan = isinstance(evaluator, ScanningEvaluator) and not timed and limits.idle_steps == inf
-    scanner = Scanner(evaluator, walker.proposals) if can_scan else None
+    scanner: Scanner | None = None
+    if isinstance(evaluator, ScanningEvaluator) and not timed and limits.idle_steps == inf:
+        scanner = Scanner(evaluator, walker.proposals)
     step, block, now = chain.step, -1, elapsed()
     try:
         while (
