@@ -55,6 +55,7 @@ def make_record(prepared: Prepared, result: SearchResult, budget: Budget) -> Str
             versions={"soaprl": __version__},
         ),
         predicted_iteration_time_s=result.evaluation.iteration_time_s,
+        sharding=result.strategy.sharding,
         operators=operator_records(graph, result.strategy),
     )
 

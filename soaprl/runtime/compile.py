@@ -40,7 +40,7 @@ from soaprl.runtime.program import (
 )
 from soaprl.runtime.sources import buffer_updates, needed_sources
 from soaprl.runtime.statistics import Normalization, channel_groups, normalizations, synchronized_calls
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 from soaprl.strategy.validation import check_strategy
 
 
@@ -62,7 +62,7 @@ def compile_program(
         fingerprint: Of `graph`, where the caller already has it.
 
     Raises:
-        StrategyError: The strategy does not fit the graph or the number of ranks.
+        StrategyError: The strategy does not fit the graph or the number of ranks, or shards its state.
         GraphError: The graph has no loss of one element that an operator computes.
     """
     named = 1 + max((d for config in strategy.configs for d in config.devices), default=0)
@@ -73,6 +73,11 @@ def compile_program(
             f" {named} processes, or search for a strategy for {num_ranks} devices"
         )
     check_strategy(graph, num_ranks, strategy)
+    if strategy.sharding is not Sharding.NONE:
+        raise StrategyError(
+            f"the strategy for {graph.name!r} shards its state ({strategy.sharding.value}), which can be"
+            " simulated but not run: expected a strategy without sharding."
+        )
     options = options or CompileOptions()
     return Program(
         model=graph.name,

@@ -5,10 +5,11 @@ from math import inf
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
+from soaprl.errors import SimulationError
 from soaprl.simulator.engine import Candidates, Engine, Evaluation
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.trial import Scale
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 
 class Simulator:
@@ -52,6 +53,10 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
+        if strategy.sharding is not Sharding.NONE:
+            raise SimulationError(
+                f"the strategy shards its state ({strategy.sharding.value}): expected one without sharding."
+            )
         return self.engine.move_to(strategy, limit_s)
 
     def scan(

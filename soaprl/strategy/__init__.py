@@ -11,7 +11,7 @@ from soaprl.strategy.candidates import (
     legal_degrees,
 )
 from soaprl.strategy.files import StrategyRecord, load_strategy, operator_records, save_strategy
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.text import export_dot, export_text, group_operators
 from soaprl.strategy.validation import check_config, check_strategy
 
@@ -20,6 +20,7 @@ __all__ = [
     "DegreeLimits",
     "DeviceGroup",
     "OpConfig",
+    "Sharding",
     "Strategy",
     "StrategyRecord",
     "candidate_configs",

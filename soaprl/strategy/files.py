@@ -16,7 +16,7 @@ from soaprl.cluster.cluster import Cluster
 from soaprl.errors import StrategyError
 from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import Operator, OperatorGraph
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.validation import check_config
 
 FORMAT = "soaprl-strategy"
@@ -96,6 +96,8 @@ class StrategyRecord(_Strict):
         cluster: The cluster that the strategy was found for.
         found_by: Who found it.
         predicted_iteration_time_s: What the simulator said; None if it was not simulated.
+        sharding: What is sharded over the devices that hold the same parameters; files without it shard
+            nothing.
         operators: Configurations by operator name.
     """
 
@@ -108,6 +110,7 @@ class StrategyRecord(_Strict):
     cluster: ClusterReference
     found_by: FoundBy
     predicted_iteration_time_s: float | None = None
+    sharding: Sharding = Sharding.NONE
     operators: dict[str, OperatorRecord]
 
     def bind(self, graph: OperatorGraph, cluster: Cluster, *, fingerprint: str | None = None) -> Strategy:
@@ -129,7 +132,7 @@ class StrategyRecord(_Strict):
             config = _config(operator, self.operators[operator.name])
             check_config(operator, config, cluster.num_devices)
             configs.append(config)
-        return Strategy(tuple(configs))
+        return Strategy(tuple(configs), self.sharding)
 
     def _check_devices(self, cluster: Cluster) -> None:
         """A strategy of a larger cluster is told as such, and not by its first device that is not there."""
@@ -176,6 +179,9 @@ def save_strategy(path: str | Path, record: StrategyRecord) -> None:
     """
     content = record.model_dump(mode="json")
     operators = content.pop("operators")
+    if record.sharding is Sharding.NONE:
+        # Earlier versions know no sharding, and can read what has none.
+        del content["sharding"]
     # One line for each operator: a whole strategy can be read and compared line by line.
     head = json.dumps(content, indent=2)[: -len("\n}")]
     rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in operators.items())

@@ -8,7 +8,7 @@ from itertools import groupby
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.factors import FactorKind
 from soaprl.graph.operators import Operator, OperatorGraph
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.validation import check_strategy
 
 _LETTERS = {
@@ -96,6 +96,7 @@ def export_text(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> s
     lines = [
         f"strategy for {graph.name} (batch {graph.batch_size}) on {cluster.name}"
         f" ({_counted(cluster.num_devices, 'device')})",
+        *_sharding(strategy),
         "",
         *_summary(graph, strategy),
         "",
@@ -110,7 +111,8 @@ def export_dot(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> st
     """The operator graph in Graphviz' language; operators on the same devices share a color."""
     check_strategy(graph, cluster.num_devices, strategy)
     colors: dict[frozenset[int], str] = {}
-    lines = [f"digraph {_quoted(graph.name)} {{", '  node [shape=box, style="filled,rounded"];']
+    shards = "" if strategy.sharding is Sharding.NONE else f" ({strategy.sharding})"
+    lines = [f"digraph {_quoted(graph.name + shards)} {{", '  node [shape=box, style="filled,rounded"];']
     for index, (operator, config) in enumerate(zip(graph.operators, strategy.configs, strict=True)):
         color = colors.setdefault(frozenset(config.devices), _COLORS[len(colors) % len(_COLORS)])
         where = describe_devices(config.devices, cluster)
@@ -122,6 +124,18 @@ def export_dot(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> st
             shape = "x".join(str(extent) for extent in graph.tensors[tensor].shape)
             lines.append(f'  o{graph.producer[tensor]} -> o{reader} [label="{shape}"];')
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _sharding(strategy: Strategy) -> list[str]:
+    """A line that says what is sharded, if anything is."""
+    kept = {
+        Sharding.ZERO1: "optimizer state",
+        Sharding.ZERO2: "gradients and optimizer state",
+        Sharding.ZERO3: "parameters, gradients and optimizer state",
+    }
+    if strategy.sharding is Sharding.NONE:
+        return []
+    return [f"devices that hold the same parameters shard {kept[strategy.sharding]} ({strategy.sharding})"]
 
 
 def _summary(graph: OperatorGraph, strategy: Strategy) -> list[str]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from soaprl.strategy.files import (
     operator_records,
     save_strategy,
 )
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
+from soaprl.strategy.text import export_dot, export_text
 from tests.toys import chain, diamond, split, uniform_cluster
 
 CLUSTER = uniform_cluster(4)
@@ -39,6 +41,7 @@ def record_of(
         cluster=ClusterReference(name=CLUSTER.name, fingerprint=CLUSTER.fingerprint),
         found_by=FoundBy(method="mcmc", seed=3, budget_evaluations=10, versions={"soaprl": "0"}),
         predicted_iteration_time_s=time_s,
+        sharding=strategy.sharding,
         operators=operator_records(graph, strategy),
     )
 
@@ -196,3 +199,30 @@ def test_unsplit_operators_have_no_degrees_in_the_file() -> None:
     graph = chain(num_operators=1)
     strategy = Strategy((OpConfig((1, 1, 1), (3,)),))
     assert operator_records(graph, strategy)["op0"].model_dump() == {"degrees": {}, "devices": (3,)}
+
+
+@pytest.mark.parametrize("sharding", list(Sharding))
+def test_sharding_survives_the_file_and_the_other_exports_name_it(tmp_path: Path, sharding: Sharding) -> None:
+    graph, path = chain(), tmp_path / "strategy.json"
+    strategy = replace(data_parallel(graph, CLUSTER), sharding=sharding)
+    save_strategy(path, record_of(graph, strategy))
+    assert load_strategy(path).bind(graph, CLUSTER) == strategy
+    named = sharding is not Sharding.NONE
+    # Files without sharding are those that earlier versions wrote, and can read.
+    assert ("sharding" in json.loads(path.read_text())) == named
+    assert (sharding.value in export_text(graph, CLUSTER, strategy)) == named
+    assert (sharding.value in export_dot(graph, CLUSTER, strategy)) == named
+
+
+def test_an_unknown_sharding_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "strategy.json"
+    content = saved(path)
+    path.write_text(json.dumps({**content, "sharding": "zero4"}))
+    with pytest.raises(StrategyError, match=r"at sharding: Input should be 'none', 'zero1', .* 'zero4'"):
+        load_strategy(path)
+
+
+def test_replacing_a_configuration_keeps_the_sharding() -> None:
+    graph = chain()
+    strategy = replace(data_parallel(graph, CLUSTER), sharding=Sharding.ZERO2)
+    assert strategy.replaced(0, split(graph, 0, (1,))).sharding is Sharding.ZERO2
