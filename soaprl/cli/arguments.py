@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from soaprl.cost.compression import compression_names
 from soaprl.cost.optimizers import optimizer_names
 
 Model = Annotated[
@@ -44,6 +45,13 @@ Optimizer = Annotated[
 ]
 ComputeDtype = Annotated[
     str, typer.Option("--compute-dtype", help="What matrix units work in: float32, tf32, bfloat16, float16.")
+]
+GradientCompression = Annotated[
+    str,
+    typer.Option(
+        "--gradient-compression",
+        help=f"{', '.join(compression_names())}: how gradients are sent that devices sum.",
+    ),
 ]
 Paper = Annotated[bool, typer.Option("--paper", help="The assumptions of the SOAP paper instead of ours.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

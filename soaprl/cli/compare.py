@@ -11,6 +11,7 @@ from soaprl.cli.arguments import (
     BudgetSeconds,
     ClusterName,
     ComputeDtype,
+    GradientCompression,
     Json,
     Model,
     ModelOptions,
@@ -49,6 +50,7 @@ def compare(
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
     compute_dtype: ComputeDtype = "float32",
+    compression: GradientCompression = "none",
     paper: Paper = False,
     as_json: Json = False,
 ) -> None:
@@ -64,9 +66,10 @@ def compare(
     names = comparing.chosen_methods(methods)
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
-    prepared = prepare(
-        choice, cluster, Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
+    execution = Execution(
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
     )
+    prepared = prepare(choice, cluster, execution)
     comparison = comparing.run_comparison(prepared, names, budget, range(seed, seed + seeds))
     comparing.write_comparison(comparison, out, plot)
     if as_json:

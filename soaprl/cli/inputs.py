@@ -28,10 +28,18 @@ GRAPH_SUFFIXES = (".json", ".json.gz")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How an iteration is costed: the optimizer (None: the model's usual one), dtype, and assumptions."""
+    """How an iteration is costed.
+
+    Attributes:
+        optimizer: Its name; None: the model's usual one.
+        compute_dtype: What matrix units work in.
+        compression: How gradients are sent that devices sum.
+        paper: Whether the paper's assumptions hold.
+    """
 
     optimizer: str | None = None
     compute_dtype: str = "float32"
+    compression: str = "none"
     paper: bool = False
 
 
@@ -66,6 +74,7 @@ class Prepared:
             "batch_size": graph.batch_size,
             "cluster": cluster.name,
             "cost_model": self.problem.cost.name,
+            "gradient_compression": self.problem.options.gradient_compression,
         }
 
 
@@ -140,7 +149,11 @@ def make_problem(graph: OperatorGraph, cluster: Cluster, execution: Execution) -
     cost = RooflineCostModel(
         compute_dtype=execution.compute_dtype, optimizer=optimizer_facts(optimizer), paper=execution.paper
     )
-    options = SimulationOptions(optimizer=optimizer, paper=execution.paper)
+    options = SimulationOptions(
+        optimizer=optimizer,
+        paper=execution.paper,
+        gradient_compression=execution.compression,
+    )
     return Problem(graph=graph, cluster=cluster, cost=cost, options=options)
 
 

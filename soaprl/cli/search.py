@@ -11,6 +11,7 @@ from soaprl.cli.arguments import (
     Chains,
     ClusterName,
     ComputeDtype,
+    GradientCompression,
     Json,
     Model,
     ModelOptions,
@@ -43,6 +44,7 @@ def search(
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
     compute_dtype: ComputeDtype = "float32",
+    compression: GradientCompression = "none",
     paper: Paper = False,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +60,9 @@ def search(
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
     state_path = state_file(method, out, resume)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
-    execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
+    execution = Execution(
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
+    )
     prepared = prepare(choice, cluster, execution)
     result, baseline = run_beside_baseline(
         prepared.problem,

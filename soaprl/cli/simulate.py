@@ -9,6 +9,7 @@ from soaprl.cli.arguments import (
     BatchSize,
     ClusterName,
     ComputeDtype,
+    GradientCompression,
     Json,
     Model,
     ModelOptions,
@@ -47,6 +48,7 @@ def simulate(
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
     compute_dtype: ComputeDtype = "float32",
+    compression: GradientCompression = "none",
     paper: Paper = False,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +64,9 @@ def simulate(
     check_files(trace, save_graph)
     chosen, options = choose_strategy(strategy), parse_options(option)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
-    execution = Execution(optimizer=optimizer, compute_dtype=compute_dtype, paper=paper)
+    execution = Execution(
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
+    )
     prepared = prepare(chosen.applied(choice), cluster, execution)
     simulated = simulate_chosen(prepared, chosen, fold=fold)
     write_files(simulated, trace, save_graph)

@@ -21,6 +21,7 @@ from soaprl.search.experts import (
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.optcnn import search_optcnn
+from soaprl.search.sharded import FSDP, search_fsdp, under_sharding
 from soaprl.search.simple import (
     search_data_parallel,
     search_model_parallel,
@@ -29,7 +30,7 @@ from soaprl.search.simple import (
 )
 from soaprl.search.task import Budget, Evaluator, Progress, SearchResult, SearchTask
 from soaprl.simulator.problem import Problem
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 __all__ = ["Method", "Skipped", "attempt", "compare", "find_method", "methods", "search"]
 
@@ -107,6 +108,14 @@ def _experts() -> tuple[Method, ...]:
             iterative=False,
             resumable=False,
             function=search_megatron,
+        ),
+        Method(
+            name=FSDP,
+            description="data parallelism with sharded state: ZeRO-1, 2 or 3, the best that fits",
+            source="Rajbhandari et al.: ZeRO (SC 2020); Zhao et al.: PyTorch FSDP (2023)",
+            iterative=False,
+            resumable=False,
+            function=search_fsdp,
         ),
     )
 
@@ -198,7 +207,8 @@ def search(
         task: What to search, and how long.
         num_chains: Chains that walk side by side, for methods that have chains.
         more_evaluators: Answer as the task's evaluator does; several chains use a thread for each.
-        start: A strategy to begin with, for methods that improve one; None: those that the method makes.
+        start: A strategy to begin with, for methods that improve one; None: those that the method makes. What
+            is found shards what it does.
 
     Raises:
         UnknownNameError: There is no method of this name.
@@ -231,7 +241,10 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
         raise SearchError(
             f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
         )
-    return method.started(task, start)
+    if start.sharding is Sharding.NONE:
+        return method.started(task, start)
+    found = method.started(under_sharding(task, start.sharding), start)
+    return replace(found, strategy=replace(found.strategy, sharding=start.sharding))
 
 
 def _metropolis(task: SearchTask) -> SearchResult:

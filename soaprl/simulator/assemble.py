@@ -31,6 +31,7 @@ from soaprl.cluster.tables import ClusterTables, IntArray
 from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.adjacency import Adjacency
+from soaprl.simulator.gathers import enter_paces
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     ACTIVATION_BYTES,
@@ -53,7 +54,9 @@ from soaprl.simulator.state import (
     NUM_GRADIENTS,
     NUM_READERS,
     NUM_TASKS,
+    PACE_ID,
     PART,
+    SHARDING,
     SOURCE,
     STAMP,
     TARGET,
@@ -109,6 +112,8 @@ def enter_operator(
     _enter_tasks(graph, pools, layout, tables, blocks, work, o)
     edge = _link_tasks(graph, pools, layout, tables, blocks, work, o)
     _enter_deliveries(graph, layout, tables, blocks, work, o, edge)
+    if work.totals[SHARDING] == 3:
+        work.operator_totals[o, 0] += enter_paces(graph, layout, work, o)
     work.entered[o] = 1
     _add_totals(graph, layout, work, o, 1)
 
@@ -179,6 +184,7 @@ def _link_tasks(
         graph.has_backward[o],
     )
     delivery_id = id_begin[o] + layout.num_parts[o]
+    pace = work.totals[PACE_ID] + o if work.totals[SHARDING] == 3 and graph.paces[0, o] else -1
     for p in range(layout.num_parts[o]):
         task, device, before, flows = id_begin[o] + p, devices[o, p], num_deliveries, 0
         begins[task] = edge
@@ -229,6 +235,9 @@ def _link_tasks(
             if flows == 0:
                 successors[edge] = mirror - task
                 edge += 1
+        if pace >= 0:
+            successors[edge] = pace
+            edge += 1
         ends[task] = edge
     work.num_deliveries[o], work.num_holds[o] = num_deliveries, hold - blocks.hold_begin[o]
     work.totals[STAMP] = stamp
@@ -389,11 +398,13 @@ def enter_back(
     Returns:
         -1, or an operator whose block has not enough room.
     """
-    begins, ends, successors = work.successor_begin, work.successor_end, work.successors
+    begins, ends = work.successor_begin, work.successor_end
     mirror, barrier = 2 * work.totals[HALF] - 1, 2 * work.totals[HALF]
+    paced = work.totals[SHARDING] == 3
     for o in operators:
+        num_waits = (0 if overlap else 1) + (graph.paces[1, o] if paced else 0)
         for part in range(layout.num_parts[o] * graph.has_backward[o]):
-            ends[mirror - blocks.id_begin[o] - part] = 0 if overlap else 1
+            ends[mirror - blocks.id_begin[o] - part] = num_waits
         _visit_gradients(graph, near, pools, layout, blocks, work, o, counting=True)
     for g in groups:
         _visit_waits(graph, pools, layout, blocks, work, g, counting=True)
@@ -410,13 +421,23 @@ def enter_back(
         _visit_gradients(graph, near, pools, layout, blocks, work, o, counting=False)
     for g in groups:
         _visit_waits(graph, pools, layout, blocks, work, g, counting=False)
-    if not overlap:
-        for o in operators:
-            for part in range(layout.num_parts[o] * graph.has_backward[o]):
-                task = mirror - blocks.id_begin[o] - part
-                successors[ends[task]] = barrier
-                ends[task] += 1
+    for o in operators:
+        if not overlap:
+            _then_all(graph, layout, blocks, work, o, barrier)
+        if paced and graph.paces[1, o]:
+            _then_all(graph, layout, blocks, work, o, work.totals[PACE_ID] + graph.num_operators + o)
     return -1
+
+
+@inner_kernel
+def _then_all(
+    graph: GraphTables, layout: Layout, blocks: Blocks, work: Workspace, o: int, successor: int
+) -> None:
+    """Adds a successor to all backward tasks of an operator."""
+    first = 2 * work.totals[HALF] - 1 - blocks.id_begin[o]
+    for part in range(layout.num_parts[o] * graph.has_backward[o]):
+        work.successors[work.successor_end[first - part]] = successor
+        work.successor_end[first - part] += 1
 
 
 @inner_kernel

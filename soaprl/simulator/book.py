@@ -9,6 +9,7 @@ from soaprl.simulator.patterns import OperatorPattern, OperatorPools, PatternPoo
 from soaprl.simulator.pools import Pool
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.tables import graph_index
+from soaprl.strategy.strategy import Sharding
 
 _MOST_NUMBER = 2**31
 
@@ -16,13 +17,19 @@ _MOST_NUMBER = 2**31
 class Patterns:
     """The patterns of a problem by number."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, sharding: Sharding) -> None:
         self._graph = problem.graph
         self._index = graph_index(problem.graph)
         device_types = problem.cluster.device_types
         self._num_types = len(device_types)
         self._operator_pools = OperatorPools(problem.graph, problem.cost, device_types)
-        self._sync_pools = SyncPools(problem.graph, problem.cost, device_types)
+        self._sync_pools = SyncPools(
+            problem.graph,
+            problem.cost,
+            device_types,
+            compression=problem.options.compression,
+            most_pieces=1 if sharding is Sharding.NONE else max(2, problem.cluster.num_devices),
+        )
         self._numbers: list[dict[tuple[int, ...], int]] = [{} for _ in problem.graph.operators]
         self._degrees: dict[tuple[int, ...], int] = {}
         self._lookup = Lookup()
@@ -102,8 +109,11 @@ class Patterns:
             pair_bytes=operators.pair_bytes.data,
             pair_box=operators.pair_box.data,
             cell_bytes=sync.cell_bytes.data,
+            cell_sent_bytes=sync.cell_sent_bytes.data,
+            cell_codec_s=sync.cell_codec_s.data,
             cell_trainable=sync.cell_trainable.data,
             cell_update_s=sync.cell_update_s.data,
+            cell_update_begin=sync.cell_update_begin.data,
             cover_begin=sync.cover_begin.data,
             cover_reader=sync.cover_reader.data,
             cover_part=sync.cover_part.data,

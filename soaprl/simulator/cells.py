@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from soaprl.cluster.cluster import DeviceType
 from soaprl.cluster.tables import IntArray
+from soaprl.cost.compression import Compression, codec_time, find_compression
 from soaprl.cost.kernels import kernel
 from soaprl.cost.model import CostModel
 from soaprl.cost.ticks import all_in_ticks
@@ -41,23 +42,46 @@ class _Cells:
 
     Attributes:
         num_bytes: Bytes of each.
+        sent_bits: Bits of the gradient of each on the wire.
         trainable: Whether each gets a gradient.
         covers: For each, a row (reader, part, contributes) for each task that holds it.
     """
 
     num_bytes: list[int]
+    sent_bits: list[int]
     trainable: list[bool]
     covers: list[IntArray]
 
 
 class SyncPools:
-    """The pools of cells; see `soaprl.simulator.patterns.PatternPools` for what each holds."""
+    """The pools of cells; see `soaprl.simulator.patterns.PatternPools` for what each holds.
 
-    def __init__(self, graph: OperatorGraph, cost: CostModel, device_types: tuple[DeviceType, ...]) -> None:
+    Args:
+        graph: The graph.
+        cost: Update times.
+        device_types: The types of devices.
+        compression: Of gradients on the wire; None for none.
+        most_pieces: Into how many pieces cells are sharded at most; each may be updated in pieces.
+    """
+
+    def __init__(
+        self,
+        graph: OperatorGraph,
+        cost: CostModel,
+        device_types: tuple[DeviceType, ...],
+        *,
+        compression: Compression | None = None,
+        most_pieces: int = 1,
+    ) -> None:
         self._graph = graph
         self._cost = cost
         self._device_types = device_types
+        self._compression = compression or find_compression("none")
+        self._most_pieces = most_pieces
         self.cell_bytes = Pool(np.int64)
+        self.cell_sent_bytes = Pool(np.int64) if self._compression.active else self.cell_bytes
+        self.cell_codec_s = Pool(np.float64)
+        self.cell_update_begin = Pool(np.int64)
         self.cell_trainable = Pool(np.int64)
         self.cell_update_s = Pool(np.float64)
         self.cover_begin = Pool(np.int64)
@@ -73,7 +97,9 @@ class SyncPools:
             return SyncPattern(cell_begin=self.cell_bytes.size, cell_end=self.cell_bytes.size, num_covers=0)
         first = self.cell_bytes.append(np.array(cells.num_bytes, np.int64))
         self.cell_trainable.append(np.array(cells.trainable, np.int64))
-        self.cell_update_s.append(all_in_ticks(self._update_times(cells)))
+        self._add_update_times(cells)
+        if self._compression.active:
+            self._add_sent(cells)
         covers = np.concatenate(cells.covers)
         first_cover = self.cover_reader.append(covers[:, 0])
         self.cover_part.append(covers[:, 1])
@@ -81,25 +107,37 @@ class SyncPools:
         self.cover_begin.append(first_cover + np.cumsum([len(c) for c in cells.covers], dtype=np.int64))
         return SyncPattern(cell_begin=first, cell_end=self.cell_bytes.size, num_covers=len(covers))
 
-    def _update_times(self, cells: _Cells) -> NDArray[np.float64]:
-        """Seconds by cell and device type."""
-        times = {
-            num_bytes: [self._cost.update_time(num_bytes, t) for t in self._device_types]
-            for num_bytes in set(cells.num_bytes)
-        }
-        never = [0.0] * len(self._device_types)
-        rows = [
-            times[size] if trainable else never
-            for size, trainable in zip(cells.num_bytes, cells.trainable, strict=True)
-        ]
-        return np.array(rows, np.float64).ravel()
+    def _add_update_times(self, cells: _Cells) -> None:
+        """Seconds by cell, number of pieces (from 1 on) and device type, of one piece."""
+        known: dict[int, list[float]] = {}
+        rows, counts = [], []
+        for size, trainable, cover in zip(cells.num_bytes, cells.trainable, cells.covers, strict=True):
+            counts.append(min(self._most_pieces, len(cover)))
+            for pieces in range(1, counts[-1] + 1):
+                piece = -(-size // pieces) if trainable else 0
+                if piece not in known:
+                    known[piece] = [self._cost.update_time(piece, t) for t in self._device_types]
+                rows.append(known[piece] if trainable else [0.0] * len(self._device_types))
+        first = self.cell_update_s.append(all_in_ticks(np.array(rows, np.float64).ravel()))
+        if self._most_pieces > 1:
+            before = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+            self.cell_update_begin.append(first // max(1, len(self._device_types)) + before)
+
+    def _add_sent(self, cells: _Cells) -> None:
+        """Bytes of gradients on the wire by cell, and seconds of encoding and decoding by device type."""
+        sent = [-(-bits // 8) for bits in cells.sent_bits]
+        self.cell_sent_bytes.append(np.array(sent, np.int64))
+        pairs = zip(cells.num_bytes, sent, strict=True)
+        times = [[codec_time(size, small, t) for t in self._device_types] for size, small in pairs]
+        self.cell_codec_s.append(np.array(times, np.float64).ravel())
 
     def _cells(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...]) -> _Cells:
         """The merged cells in order: by parameter, then row-major."""
         number: dict[tuple[bytes, bool], int] = {}
-        merged = _Cells(num_bytes=[], trainable=[], covers=[])
+        merged = _Cells(num_bytes=[], sent_bits=[], trainable=[], covers=[])
         for tensor in group.tensors:
             stored = self._graph.tensors[tensor]
+            bits = self._compression.bits_of(stored.itemsize)
             elements, begin, rows = tensor_cells(*self._readers(group, patterns, tensor))
             for k, count in enumerate(elements.tolist()):
                 cover = rows[begin[k] : begin[k + 1]]
@@ -107,9 +145,11 @@ class SyncPools:
                 at = number.setdefault((cover.tobytes(), trainable), len(number))
                 if at == len(merged.covers):
                     merged.num_bytes.append(0)
+                    merged.sent_bits.append(0)
                     merged.trainable.append(trainable)
                     merged.covers.append(cover)
                 merged.num_bytes[at] += count * stored.itemsize
+                merged.sent_bits[at] += count * bits
         return merged
 
     def _readers(

@@ -41,7 +41,8 @@ class DeltaSimulator:
     def __init__(self, problem: Problem, strategy: Strategy) -> None:
         check_strategy(problem.graph, problem.cluster.num_devices, strategy)
         self.problem = problem
-        self._engine = Engine(problem)
+        self._sharding = strategy.sharding
+        self._engine = Engine(problem, strategy.sharding)
         self._engine.stage(enumerate(strategy.configs))
         evaluation = self._engine.propose()
         assert evaluation is not None, "without a limit every strategy is simulated to its end"
@@ -56,7 +57,7 @@ class DeltaSimulator:
     @property
     def strategy(self) -> Strategy:
         """The current strategy."""
-        return Strategy(tuple(self._configs))
+        return Strategy(tuple(self._configs), self._sharding)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -117,7 +118,7 @@ class DeltaSimulator:
         evaluation, strategy = self._evaluation, self.strategy
         if self._proposed is not None:
             configs = [self._changes.get(o, config) for o, config in enumerate(self._configs)]
-            evaluation, strategy = self._proposed, Strategy(tuple(configs))
+            evaluation, strategy = self._proposed, Strategy(tuple(configs), self._sharding)
         self._engine.refresh()
         return describe(self._engine, strategy, evaluation)
 

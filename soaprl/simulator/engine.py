@@ -9,6 +9,7 @@ import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
 from soaprl.cost.transfers import collective_scratch
+from soaprl.errors import SimulationError
 from soaprl.simulator.adjacency import adjacency
 from soaprl.simulator.book import Patterns
 from soaprl.simulator.patch import (
@@ -48,7 +49,7 @@ from soaprl.simulator.trial import (
     simulate_graph,
     take_change_back,
 )
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.validation import check_config, check_strategy
 
 
@@ -90,6 +91,7 @@ class Engine:
 
     Attributes:
         problem: What is simulated.
+        sharding: Of all strategies.
         index: The graph's edges and groups.
         setting: What does not depend on the strategy.
         found: The patterns.
@@ -100,12 +102,17 @@ class Engine:
         configs: The configurations at hand; None before the first.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, sharding: Sharding = Sharding.NONE) -> None:
+        self.problem, self.sharding = problem, sharding
         graph, cluster, options = problem.graph, problem.cluster, problem.options
+        if sharding is not Sharding.NONE and options.paper:
+            raise SimulationError(
+                f"sharding {sharding.value!r} takes collectives, and the paper's assumptions know none:"
+                " choose a strategy without sharding, or simulate without the paper's assumptions."
+            )
         self.index = graph_index(graph)
         self.tables: ClusterTables = cluster_tables(cluster, paper=options.paper)
-        tables: GraphTables = graph_tables(graph, self.index)
+        tables: GraphTables = graph_tables(graph, self.index, prefetch=options.prefetch)
         self.setting = Setting(
             graph=tables,
             near=adjacency(self.index),
@@ -113,8 +120,9 @@ class Engine:
             scratch=collective_scratch(self.tables),
             paper=options.paper,
             overlap=options.overlap_synchronization,
+            sharding=sharding.level,
         )
-        self._patterns = Patterns(problem)
+        self._patterns = Patterns(problem, sharding)
         n, num_groups = len(graph.operators), len(self.index.groups)
         room = cluster.num_devices
         rooms = empty_rooms(tables, num_groups)
@@ -125,7 +133,7 @@ class Engine:
             rooms=rooms,
             needed=empty_rooms(tables, num_groups),
             blocks=blocks,
-            work=empty_workspace(tables, blocks, cluster.num_devices, 0),
+            work=empty_workspace(tables, blocks, cluster.num_devices, 0, sharding.level),
         )
         self._everything = empty_change(n, num_groups, 1)
         self._everything.operators[:] = np.arange(n)
@@ -358,7 +366,12 @@ class Engine:
         )
 
     def keep_schedule(self) -> None:
-        """Keeps the schedule of the strategy at hand, so that those of small changes are made faster."""
+        """Keeps the schedule of the strategy at hand, so that those of small changes are made faster.
+
+        Not where parameters are sharded: tasks that wait for gathers are in no run.
+        """
+        if self.sharding is Sharding.ZERO3:
+            return
         self.refresh()
         num_tasks, num_devices = int(self.graph.work.totals[NUM_TASKS]), self.tables.num_devices
         record_schedule(self.graph.work, self.queue.dispatched, num_tasks, num_devices, self.record)
@@ -412,6 +425,7 @@ class Engine:
                 graph.needed,
                 setting.paper,
                 setting.overlap,
+                setting.sharding,
             )
             np.maximum(graph.needed.operators[2], back, out=graph.needed.operators[2])
             rooms = enlarged(graph.rooms, graph.needed, num_devices)
@@ -421,7 +435,7 @@ class Engine:
             if replan:
                 plans = empty_plans(plan_room)
                 plans.cursor[3] = graph.plans.cursor[3] + 1
-            work = empty_workspace(setting.graph, blocks, num_devices, most_pairs)
+            work = empty_workspace(setting.graph, blocks, num_devices, most_pairs, setting.sharding)
             self.graph = graph._replace(plans=plans, rooms=rooms, blocks=blocks, work=work)
             num_ids = len(work.need)
             self.record = empty_record(num_ids, num_devices, int(np.diff(blocks.back_begin[[0, -1]])[0]))

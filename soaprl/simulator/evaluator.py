@@ -5,7 +5,6 @@ from math import inf
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
-from soaprl.errors import SimulationError
 from soaprl.simulator.engine import Candidates, Engine, Evaluation
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.trial import Scale
@@ -21,12 +20,13 @@ class Simulator:
 
     Attributes:
         problem: What the strategies are for.
-        engine: The strategy at hand and its task graph.
+        engine: The strategy at hand and its task graph; one for each sharding is kept.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.engine = Engine(problem)
+        self._engines = {Sharding.NONE: self.engine}
         self._owner: object = None
         self._pattern_numbers: IntArray = np.zeros(0, np.int64)
 
@@ -53,11 +53,7 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        if strategy.sharding is not Sharding.NONE:
-            raise SimulationError(
-                f"the strategy shards its state ({strategy.sharding.value}): expected one without sharding."
-            )
-        return self.engine.move_to(strategy, limit_s)
+        return self._engine_of(strategy).move_to(strategy, limit_s)
 
     def scan(
         self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
@@ -79,7 +75,7 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        return self.engine.scan(strategy, candidates, first, end, scale)
+        return self._engine_of(strategy).scan(strategy, candidates, first, end, scale)
 
     def pattern_numbers(self, owner: object, count: int) -> IntArray:
         """What `Rows.patterns` of an owner of degree vectors is to be: the same array whenever it asks.
@@ -91,3 +87,11 @@ class Simulator:
         if self._owner is not owner:
             self._owner, self._pattern_numbers = owner, np.full(count, -1, np.int64)
         return self._pattern_numbers
+
+    def _engine_of(self, strategy: Strategy) -> Engine:
+        """The engine for the strategy's sharding, which becomes the one at hand."""
+        if strategy.sharding is not self.engine.sharding:
+            if strategy.sharding not in self._engines:
+                self._engines[strategy.sharding] = Engine(self.problem, strategy.sharding)
+            self.engine = self._engines[strategy.sharding]
+        return self.engine

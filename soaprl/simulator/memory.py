@@ -26,7 +26,8 @@ def peak_memory(work: Workspace, peaks: IntArray, live: IntArray, state_per_byte
             peaks[device] = max(peaks[device], live[device])
     largest = 0
     for device in range(num_devices):
-        held = work.held_bytes[0, device] + (1 + state_per_byte) * work.held_bytes[1, device]
+        held = work.held_bytes[0, device] + work.held_bytes[1, device]
+        held += state_per_byte * work.held_bytes[2, device]
         peaks[device] += held
         largest = max(largest, peaks[device])
     return largest
@@ -41,7 +42,7 @@ def memory_breakdown(work: Workspace, state_per_byte: int) -> IntArray:
     live = np.cumsum(work.memory_bytes, axis=1)
     steps = live.sum(axis=0).argmax(axis=0)
     devices = np.arange(live.shape[2])
-    parameters, gradients = work.held_bytes
+    parameters, gradients, trained = work.held_bytes
     return np.stack(
-        [parameters, gradients, state_per_byte * gradients, live[0, steps, devices], live[1, steps, devices]]
+        [parameters, gradients, state_per_byte * trained, live[0, steps, devices], live[1, steps, devices]]
     ).astype(np.int64)

@@ -49,6 +49,7 @@ class Setting(NamedTuple):
         scratch: Working memory of collectives.
         paper: See `soaprl.simulator.problem.SimulationOptions`.
         overlap: Likewise.
+        sharding: A level of `soaprl.strategy.strategy.Sharding`.
     """
 
     graph: GraphTables
@@ -57,6 +58,7 @@ class Setting(NamedTuple):
     scratch: CollectiveScratch
     paper: bool
     overlap: bool
+    sharding: int
 
 
 class Found(NamedTuple):
@@ -180,7 +182,16 @@ def apply(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
             change_memory(graph.blocks, work, entering[i], -1)
             leave_operator(setting.graph, layout, work, entering[i])
     for i in range(change.sizes[1]):
-        leave_group(found.pools, layout, setting.tables, plans, graph.blocks, work, change.groups[i])
+        leave_group(
+            setting.graph,
+            found.pools,
+            layout,
+            setting.tables,
+            plans,
+            graph.blocks,
+            work,
+            change.groups[i],
+        )
     _lay_out(setting, found, layout, change)
     if not _plan(setting, found, graph, change):
         return NO_PLANS
@@ -333,10 +344,10 @@ def _fits(setting: Setting, graph: Graph, entering: IntArray, count: int, change
     """Whether what the change needs fits into the blocks."""
     fits = True
     for i in range(count):
-        need_of_operator(setting.graph, graph.layout, graph.needed, entering[i])
+        need_of_operator(setting.graph, graph.layout, graph.needed, entering[i], setting.sharding)
         fits = fits and operator_fits(setting.graph, graph.needed, graph.rooms, entering[i])
     for i in range(change.sizes[1]):
-        need_of_group(graph.layout, graph.needed, change.groups[i], setting.paper)
+        need_of_group(graph.layout, graph.needed, change.groups[i], setting.paper, setting.sharding)
         fits = fits and group_fits(graph.needed, graph.rooms, change.groups[i])
     return fits
 
@@ -373,7 +384,7 @@ def _enter(
             setting.overlap,
         )
     short = _enter_back(setting, found, graph, entering, num_entering, change)
-    enter_updates(setting.tables, work)
+    enter_updates(setting.graph, setting.tables, graph.plans, blocks, work)
     if not setting.overlap:
         enter_barrier(blocks, work)
     return DONE if short < 0 else NO_ROOM

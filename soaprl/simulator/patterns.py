@@ -48,8 +48,13 @@ class PatternPools(NamedTuple):
         pair_bytes: Bytes that both have in common.
         pair_box: Number of the common box within the tensor.
         cell_bytes: Bytes of each cell.
+        cell_sent_bytes: Bytes of its gradient on the wire.
+        cell_codec_s: Seconds of encoding and decoding the gradient of cell c on type t, at ``c * T + t``;
+            empty without compression.
         cell_trainable: 1 where the cell gets a gradient and an update.
-        cell_update_s: Update time of cell c on type t, at ``c * T + t``.
+        cell_update_s: Update time of cell c on type t, at ``c * T + t``; where cells are sharded, that of one
+            of n pieces, at ``(cell_update_begin[c] + n - 1) * T + t``.
+        cell_update_begin: See there; empty where cells are not sharded.
         cover_begin: Where the holders of each cell begin; one entry more than cells.
         cover_reader: Position of the holding operator among the group's readers.
         cover_part: The holding task.
@@ -67,8 +72,11 @@ class PatternPools(NamedTuple):
     pair_bytes: IntArray
     pair_box: IntArray
     cell_bytes: IntArray
+    cell_sent_bytes: IntArray
+    cell_codec_s: FloatArray
     cell_trainable: IntArray
     cell_update_s: FloatArray
+    cell_update_begin: IntArray
     cover_begin: IntArray
     cover_reader: IntArray
     cover_part: IntArray

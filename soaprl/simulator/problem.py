@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from soaprl.cluster.cluster import Cluster
+from soaprl.cost.compression import Compression, find_compression
 from soaprl.cost.model import CostModel
 from soaprl.cost.optimizers import optimizer_facts
+from soaprl.errors import SimulationError
 from soaprl.graph.operators import OperatorGraph
 
 
@@ -19,14 +21,32 @@ class SimulationOptions:
             of tasks are the cost model's affair.
         overlap_synchronization: Whether gradients are synchronized as soon as they are there; otherwise
             after the last backward task.
+        gradient_compression: In which format gradients of parameters are summed over devices; a name that
+            `soaprl.cost.compression` knows.
+        prefetch: Where parameters are sharded: how many operators with parameters ahead they are gathered;
+            see `soaprl.simulator.sharding`.
     """
 
     optimizer: str = "adam"
     paper: bool = False
     overlap_synchronization: bool = True
+    gradient_compression: str = "none"
+    prefetch: int = 4
 
     def __post_init__(self) -> None:
         optimizer_facts(self.optimizer)
+        if self.compression.active and self.paper:
+            raise SimulationError(
+                f"gradient compression {self.gradient_compression!r} is for collectives, and the paper's"
+                " assumptions know none: leave one of the two out."
+            )
+        if self.prefetch < 1:
+            raise SimulationError(f"expected a prefetch of 1 or more operators, found {self.prefetch}.")
+
+    @property
+    def compression(self) -> Compression:
+        """The compression of that name."""
+        return find_compression(self.gradient_compression)
 
     @property
     def state_per_parameter_byte(self) -> int:

@@ -11,7 +11,17 @@ import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import inner_kernel
-from soaprl.simulator.state import HALF, NUM_IDS, SYNC_ID, UPDATE_ID, Blocks, Layout, Workspace
+from soaprl.simulator.state import (
+    GATHER_ID,
+    HALF,
+    NUM_IDS,
+    SHARDING,
+    SYNC_ID,
+    UPDATE_ID,
+    Blocks,
+    Layout,
+    Workspace,
+)
 
 _SHORT = 16
 NOTHING = -1
@@ -183,7 +193,35 @@ def _restart(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> i
         first = work.totals[SYNC_ID] + blocks.sync_begin[g]
         _wait(need, waiting, ready_s, first, first + work.num_sync[g])
     _wait(need, waiting, ready_s, work.totals[UPDATE_ID], work.totals[NUM_IDS])
+    return _wait_for_gathers(layout, blocks, work, queue) if work.totals[SHARDING] == 3 else end
+
+
+@inner_kernel
+def _wait_for_gathers(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
+    """Makes tasks wait for the gathers of what they read, too; returns the end of the batch, filled anew."""
+    end, first_gather = len(queue.spare), work.totals[GATHER_ID]
+    for g in range(len(work.num_gathers)):
+        first = first_gather + blocks.gather_begin[g]
+        for task in range(first, first + work.num_gathers[g]):
+            for edge in range(work.successor_begin[task], work.successor_end[task]):
+                work.waiting[work.successors[edge]] += 1
+    for o in range(len(work.entered)):
+        for task in range(blocks.id_begin[o], blocks.id_begin[o] + layout.num_parts[o]):
+            end = _begin_with(work, queue, task, end)
+    for g in range(len(work.num_gathers)):
+        first = first_gather + blocks.gather_begin[g]
+        for task in range(first, first + work.num_gathers[g]):
+            end = _begin_with(work, queue, task, end)
     return end
+
+
+@inner_kernel
+def _begin_with(work: Workspace, queue: Queue, task: int, end: int) -> int:
+    """Puts a task into the batch if it waits for nothing; returns the batch's end."""
+    if work.waiting[task] > 0:
+        return end
+    queue.batch[end], queue.batch_ready_s[end] = task, 0.0
+    return end + 1
 
 
 @inner_kernel

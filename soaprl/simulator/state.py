@@ -12,11 +12,12 @@ predecessors'. With M = 2H - 1:
     2H            the barrier before synchronization, if it does not overlap the backward pass
     (2H, U)       synchronization: a block for each group, in it by cell and holder
     [U, U + D)    the optimizer's update of each device
+    from U + D    what sharded parameters need; see `soaprl.simulator.gathers`
 
 Not every id is a task; the order of two tasks depends only on their operators, phases and parts.
 
 Resources. -1: none; d < D: device d; D + i * D + j: the route from device i to j; D + D * D + s: the links of
-the all-reduce that plan s describes.
+the collective that plan s describes.
 
 Successors. Also in blocks: of forward tasks and transfers by operator (a gradient transfer has its one
 successor there too), of backward tasks by operator, of synchronization by group, of the barrier. That a
@@ -65,6 +66,8 @@ class Layout(NamedTuple):
 class Plans(NamedTuple):
     """How the gradients of cells are summed: one plan for each cell of the strategy.
 
+    With sharding, behind those of a group's cells one for each that gathers the cell, with the same holders.
+
     Attributes:
         cursor: Shape [4]; plans, holders and links in use; how often all plans were made anew.
         time_s: Seconds of the collective.
@@ -107,6 +110,9 @@ class Blocks(NamedTuple):
         sync_out_begin: Shape [G + 1]; successors of its tasks.
         wait_begin: Shape [G + 1]; entries of `Workspace.wait`.
         barrier_begin: Shape [2]; successors of the barrier.
+        gather_begin: Shape [G + 1]; ids of each group's gathers, counted from the first gather.
+        gather_out_begin: Shape [G + 1]; successors of its gathers.
+        late_begin: Shape [2]; successors of updates and of what paces gathers.
     """
 
     id_begin: IntArray
@@ -118,6 +124,9 @@ class Blocks(NamedTuple):
     sync_out_begin: IntArray
     wait_begin: IntArray
     barrier_begin: IntArray
+    gather_begin: IntArray
+    gather_out_begin: IntArray
+    late_begin: IntArray
 
 
 class Workspace(NamedTuple):
@@ -129,6 +138,7 @@ class Workspace(NamedTuple):
         num_deliveries: Shape [operators]; transfers of its outputs.
         num_holds: Shape [operators]; rows of `holds`.
         num_sync: Shape [groups]; tasks.
+        num_gathers: Shape [groups]; gathers.
         operator_totals: Shape [operators, 3]; tasks, bytes of outputs sent, bytes of their gradients sent.
         group_bytes: Shape [groups]; bytes sent.
         need: By id: predecessors. 0 for a gradient transfer that is none.
@@ -157,7 +167,8 @@ class Workspace(NamedTuple):
         listed: Shape [3, operators]; working memory.
         listed_groups: Shape [groups]; working memory.
         memory_bytes: Shape [2, steps + 1, devices]: change of live bytes at each step; activations, buffers.
-        held_bytes: Shape [2, devices]; parameters, gradients.
+        held_bytes: Shape [3, devices]; parameters, gradients, trained parameters whose optimizer state is
+            kept.
         update_s: Shape [devices].
         load_s: Shape [devices]; how long its forward and backward tasks take.
         totals: See the constants below.
@@ -168,6 +179,7 @@ class Workspace(NamedTuple):
     num_deliveries: IntArray
     num_holds: IntArray
     num_sync: IntArray
+    num_gathers: IntArray
     operator_totals: IntArray
     group_bytes: IntArray
     need: IntArray
@@ -204,7 +216,8 @@ class Workspace(NamedTuple):
 # Entries of `Workspace.totals`.
 HALF, SYNC_ID, UPDATE_ID, NUM_IDS, STAMP = 0, 1, 2, 3, 4
 NUM_TASKS, ACTIVATION_BYTES, GRADIENT_BYTES, SYNC_BYTES, NUM_BACKWARD, NUM_UPDATES = 5, 6, 7, 8, 9, 10
-NUM_TOTALS = 11
+PACE_ID, GATHER_ID, SHARDING = 11, 12, 13
+NUM_TOTALS = 14
 
 # Columns of `Workspace.deliveries`.
 BOX, NEXT, NUM_READERS, NUM_GRADIENTS = 0, 1, 2, 3
@@ -254,7 +267,9 @@ def empty_plans(room: int) -> Plans:
     )
 
 
-def empty_workspace(graph: GraphTables, blocks: Blocks, num_devices: int, most_pairs: int) -> Workspace:
+def empty_workspace(
+    graph: GraphTables, blocks: Blocks, num_devices: int, most_pairs: int, sharding: int
+) -> Workspace:
     """A workspace for `blocks`.
 
     Args:
@@ -262,21 +277,26 @@ def empty_workspace(graph: GraphTables, blocks: Blocks, num_devices: int, most_p
         blocks: Where the blocks are.
         num_devices: Number of devices.
         most_pairs: Largest number of pairs that the edges of one operator's outputs may have.
+        sharding: A level of `soaprl.strategy.strategy.Sharding`.
     """
     n, num_groups = graph.num_operators, len(blocks.sync_begin) - 1
     half = int(blocks.id_begin[-1])
     update_id = 2 * half + 1 + int(blocks.sync_begin[-1])
-    num_ids = update_id + num_devices
+    pace_id = update_id + num_devices
+    gather_id = pace_id + (2 * n if sharding == 3 else 0)
+    num_ids = gather_id + int(blocks.gather_begin[-1])
     rows = [np.zeros(num_ids, np.int64) for _ in range(6)]
     times = [np.zeros(num_ids, np.float64) for _ in range(2)]
     totals = np.zeros(NUM_TOTALS, np.int64)
     totals[HALF], totals[SYNC_ID], totals[UPDATE_ID], totals[NUM_IDS] = half, 2 * half + 1, update_id, num_ids
+    totals[PACE_ID], totals[GATHER_ID], totals[SHARDING] = pace_id, gather_id, sharding
     return Workspace(
         entered=np.zeros(n, np.int64),
         group_entered=np.zeros(num_groups, np.int64),
         num_deliveries=np.zeros(n, np.int64),
         num_holds=np.zeros(n, np.int64),
         num_sync=np.zeros(num_groups, np.int64),
+        num_gathers=np.zeros(num_groups, np.int64),
         operator_totals=np.zeros((n, 3), np.int64),
         group_bytes=np.zeros(num_groups, np.int64),
         need=rows[0],
@@ -291,7 +311,7 @@ def empty_workspace(graph: GraphTables, blocks: Blocks, num_devices: int, most_p
         ready_s=times[1],
         start_s=np.zeros(num_ids, np.float64),
         finish_s=np.zeros(num_ids, np.float64),
-        successors=np.zeros(int(blocks.barrier_begin[-1]), np.int64),
+        successors=np.zeros(int(blocks.late_begin[-1]), np.int64),
         via=np.zeros(int(blocks.via_begin[-1]), np.int64),
         wait=np.zeros(int(blocks.wait_begin[-1]), np.int64),
         holds=np.zeros((int(blocks.hold_begin[-1]), NUM_HOLD_COLUMNS), np.int64),
@@ -304,7 +324,7 @@ def empty_workspace(graph: GraphTables, blocks: Blocks, num_devices: int, most_p
         listed=np.zeros((3, n), np.int64),
         listed_groups=np.zeros(num_groups, np.int64),
         memory_bytes=np.zeros((2, 2 * n + 1, num_devices), np.int64),
-        held_bytes=np.zeros((2, num_devices), np.int64),
+        held_bytes=np.zeros((3, num_devices), np.int64),
         update_s=np.zeros(num_devices, np.float64),
         load_s=np.zeros(num_devices, np.float64),
         totals=totals,

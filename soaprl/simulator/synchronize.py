@@ -4,19 +4,22 @@ Each cell of parameters whose gradient several devices hold a summand of is one 
 once all tasks that contribute are done. Under the paper's assumptions it is transfers instead: every other
 holder sends to the first task's device (the root), which, when it has all, sends the sum back to each; a
 task without duration joins the summands. Each device that holds trainable parameters updates them all in one
-task, as `optimizer.step()` does, as soon as their gradients are there.
+task, as `optimizer.step()` does, as soon as their gradients are there. What sharding makes of this says
+`soaprl.simulator.gathers`.
 """
 
 from soaprl.cluster.tables import ClusterTables
 from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.collectives import holder_of
+from soaprl.simulator.gathers import enter_gathers, hold_gathered, link_gathers
 from soaprl.simulator.patterns import PatternPools
 from soaprl.simulator.state import (
     HALF,
     NUM_BACKWARD,
     NUM_TASKS,
     NUM_UPDATES,
+    SHARDING,
     SYNC_BYTES,
     SYNC_ID,
     UPDATE_ID,
@@ -30,6 +33,7 @@ from soaprl.simulator.tables import GraphTables
 
 @inner_kernel
 def leave_group(
+    graph: GraphTables,
     pools: PatternPools,
     layout: Layout,
     tables: ClusterTables,
@@ -44,6 +48,9 @@ def leave_group(
     work.group_entered[g] = 0
     _hold_cells(pools, layout, tables, plans, work, g, -1)
     _count_updates(pools, layout, blocks, work, g, -1)
+    if work.totals[SHARDING]:
+        hold_gathered(graph, layout, pools, plans, work, g, -1)
+        work.totals[NUM_TASKS] -= work.num_gathers[g]
     work.totals[NUM_TASKS] -= work.num_sync[g]
     work.totals[SYNC_BYTES] -= work.group_bytes[g]
 
@@ -90,6 +97,10 @@ def enter_group(
     work.group_entered[g] = 1
     _hold_cells(pools, layout, tables, plans, work, g, 1)
     _count_updates(pools, layout, blocks, work, g, 1)
+    if work.totals[SHARDING]:
+        enter_gathers(graph, pools, layout, tables, plans, blocks, work, g)
+        hold_gathered(graph, layout, pools, plans, work, g, 1)
+        work.totals[NUM_TASKS] += work.num_gathers[g]
     work.totals[NUM_TASKS] += work.num_sync[g]
     work.totals[SYNC_BYTES] += work.group_bytes[g]
 
@@ -106,16 +117,25 @@ def _hold_cells(
 ) -> None:
     """Adds (or takes away) the memory and update time of a group's cells on their holders."""
     held, update_s, device_type = work.held_bytes, work.update_s, tables.device_type
+    level = work.totals[SHARDING]
     for cell in range(layout.cell_begin[g], layout.cell_end[g]):
         plan = layout.plan_begin[g] + cell - layout.cell_begin[g]
-        size = sign * pools.cell_bytes[cell]
-        trained = size * pools.cell_trainable[cell]
-        first = plans.holder_begin[plan]
-        for i in range(first, first + plans.num_holders[plan]):
+        first, count, size, row = (
+            plans.holder_begin[plan],
+            plans.num_holders[plan],
+            pools.cell_bytes[cell],
+            cell,
+        )
+        piece = size
+        if level > 0:
+            piece, row = -(-size // count), pools.cell_update_begin[cell] + count - 1
+        trained = sign * pools.cell_trainable[cell]
+        for i in range(first, first + count):
             device = plans.holders[i]
-            held[0, device] += size
-            held[1, device] += trained
-            update_s[device] += sign * pools.cell_update_s[cell * pools.num_types + device_type[device]]
+            held[0, device] += sign * (piece if level >= 3 else size)
+            held[1, device] += trained * (piece if level >= 2 else size)
+            held[2, device] += trained * piece
+            update_s[device] += sign * pools.cell_update_s[row * pools.num_types + device_type[device]]
 
 
 @inner_kernel
@@ -189,13 +209,13 @@ def _enter_all_reduce(
     overlap: bool,
 ) -> int:
     """The collective of a cell, and that updates wait for it; returns the next free successor."""
-    size, count, update_id = pools.cell_bytes[cell], plans.num_holders[plan], work.totals[UPDATE_ID]
+    size, count, update_id = pools.cell_sent_bytes[cell], plans.num_holders[plan], work.totals[UPDATE_ID]
     resource = tables.num_devices * (tables.num_devices + 1) + plan
     task = _next_sync(blocks, work, g, plan, resource, plans.time_s[plan], size, edge)
     _wait_for_barrier(work, task, overlap)
     for i in range(plans.holder_begin[plan], plans.holder_begin[plan] + count):
         edge = _then(work, task, update_id + plans.holders[i], edge)
-    work.group_bytes[g] += 2 * (count - 1) * size
+    work.group_bytes[g] += (1 if work.totals[SHARDING] else 2) * (count - 1) * size
     return edge
 
 
@@ -273,7 +293,9 @@ def _enter_transfer(
 
 
 @inner_kernel
-def enter_updates(tables: ClusterTables, work: Workspace) -> None:
+def enter_updates(
+    graph: GraphTables, tables: ClusterTables, plans: Plans, blocks: Blocks, work: Workspace
+) -> None:
     """Completes the updates that something precedes."""
     work.totals[NUM_TASKS] -= work.totals[NUM_UPDATES]
     work.totals[NUM_UPDATES] = 0
@@ -287,6 +309,8 @@ def enter_updates(tables: ClusterTables, work: Workspace) -> None:
         if work.need[task] > 0:
             work.totals[NUM_UPDATES] += 1
     work.totals[NUM_TASKS] += work.totals[NUM_UPDATES]
+    if work.totals[SHARDING]:
+        link_gathers(graph, tables, plans, blocks, work)
 
 
 @inner_kernel

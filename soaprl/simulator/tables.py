@@ -13,6 +13,7 @@ import numpy as np
 
 from soaprl.cluster.tables import IntArray
 from soaprl.graph.operators import Access, Operator, OperatorGraph, TensorRole
+from soaprl.simulator.pacing import pace_groups
 
 
 class GraphTables(NamedTuple):
@@ -29,6 +30,8 @@ class GraphTables(NamedTuple):
         edge_saved: Shape [E]; 1 where the reader keeps what it reads for its backward pass.
         reader_begin: Shape [G + 1]; the readers of each group.
         reader_operator: The reading operators, ascending in each group.
+        group_pace: Shape [G, 7]; when sharded parameters are gathered (`soaprl.simulator.pacing`).
+        paces: Shape [2, n]; 1 where gathers wait for an operator's forward tasks, backward tasks.
     """
 
     num_operators: int
@@ -41,6 +44,8 @@ class GraphTables(NamedTuple):
     edge_saved: IntArray
     reader_begin: IntArray
     reader_operator: IntArray
+    group_pace: IntArray
+    paces: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +113,16 @@ def graph_index(graph: OperatorGraph) -> GraphIndex:
     )
 
 
-def graph_tables(graph: OperatorGraph, index: GraphIndex) -> GraphTables:
-    """The arrays of `graph`."""
+def graph_tables(graph: OperatorGraph, index: GraphIndex, *, prefetch: int = 1) -> GraphTables:
+    """The arrays of `graph`; `prefetch` is of `soaprl.simulator.pacing`."""
     operators = graph.operators
     outputs = [(operator, access) for operator in operators for access in operator.outputs]
     edges_per_output = [len(graph.consumers[access.tensor]) for _, access in outputs]
+    has_backward = _flags(operator.has_backward for operator in operators)
+    group_pace, paces = pace_groups([group.readers for group in index.groups], has_backward, prefetch)
     return GraphTables(
         num_operators=len(operators),
-        has_backward=_flags(operator.has_backward for operator in operators),
+        has_backward=has_backward,
         output_begin=_offsets(len(operator.outputs) for operator in operators),
         output_saved=_flags(access.saved and operator.has_backward for operator, access in outputs),
         edge_begin=_offsets(edges_per_output),
@@ -126,6 +133,8 @@ def graph_tables(graph: OperatorGraph, index: GraphIndex) -> GraphTables:
         ),
         reader_begin=_offsets(len(group.readers) for group in index.groups),
         reader_operator=np.array([r for group in index.groups for r in group.readers], np.int64),
+        group_pace=group_pace,
+        paces=paces,
     )
 
 

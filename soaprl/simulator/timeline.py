@@ -10,7 +10,8 @@ from soaprl.cost.kernels import filling_kernel
 from soaprl.cost.ticks import all_in_ticks
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.engine import Engine
-from soaprl.simulator.state import HALF, SYNC_ID, UPDATE_ID
+from soaprl.simulator.state import GATHER_ID, HALF, PACE_ID, SHARDING, SYNC_ID, UPDATE_ID
+from soaprl.strategy.strategy import Sharding
 
 
 class TaskKind(IntEnum):
@@ -23,6 +24,7 @@ class TaskKind(IntEnum):
     SYNCHRONIZATION = 4
     UPDATE = 5
     JOIN = 6
+    GATHER = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +33,13 @@ class Timeline:
 
     Attributes:
         kind: A `TaskKind`.
-        operator: The operator; for transfers the one whose output or gradient moves, for synchronization the
-            first that reads the parameters; -1 for updates and joins.
+        operator: The operator; for transfers the one whose output or gradient moves, for synchronization and
+            gathers the first that reads the parameters; -1 for updates and joins.
         part: The task of the operator; for transfers of outputs the one that sends, for transfers of
             gradients the one that receives; -1 for the rest.
         source: The device that computes or sends; -1 for collectives and joins.
         target: The device that computes or receives; -1 for collectives and joins.
-        num_bytes: Bytes sent; for collectives those that are summed.
+        num_bytes: Bytes sent; for collectives those that are summed or gathered.
         resource: See `soaprl.simulator.state`; all-reduces are numbered in their order here.
         ready_s: When the last predecessor ended.
         start_s: When the task started.
@@ -71,6 +73,7 @@ class Timeline:
             TaskKind.BACKWARD: "backward ",
             TaskKind.GRADIENT: "gradient ",
             TaskKind.SYNCHRONIZATION: "synchronize ",
+            TaskKind.GATHER: "gather ",
         }.get(kind, "")
         text = prefix + graph.operators[int(self.operator[task])].name + (f"[{part}]" if part >= 0 else "")
         moves = self.source[task] != self.target[task]
@@ -105,12 +108,16 @@ def task_ids(engine: Engine) -> IntArray:
     back = 2 * half - 1 - _ranges(blocks.id_begin[:-1], layout.num_parts * tables.has_backward)
     gradients = 2 * half - 1 - deliveries
     sync = _ranges(first_sync + blocks.sync_begin[:-1], work.num_sync)
-    updates = np.arange(work.totals[UPDATE_ID], len(work.need), dtype=np.int64)
+    updates = np.arange(work.totals[UPDATE_ID], work.totals[PACE_ID], dtype=np.int64)
+    paces = work.totals[PACE_ID] + np.flatnonzero(tables.paces.ravel())
+    gathers = _ranges(int(work.totals[GATHER_ID]) + blocks.gather_begin[:-1], work.num_gathers)
     barrier = np.array([2 * half], np.int64)
     rest = [
         gradients[work.need[gradients] > 0],
         updates[work.need[updates] > 0],
         barrier[work.need[barrier] > 0],
+        paces if work.totals[SHARDING] == 3 else paces[:0],
+        gathers,
     ]
     return np.sort(np.concatenate([parts, deliveries, back, sync, *rest]))
 
@@ -127,11 +134,12 @@ def timeline(engine: Engine, ids: IntArray) -> Timeline:
     kind = np.where(transfer, TaskKind.TRANSFER, TaskKind.FORWARD)
     kind = np.where(ids >= half, kind + 2, kind).astype(np.int64)
     resource = work.resource[ids]
-    sync, update = ids >= 2 * half, ids >= work.totals[UPDATE_ID]
+    sync, gather = ids >= 2 * half, ids >= work.totals[GATHER_ID]
     kind[sync] = np.where(resource[sync] < 0, TaskKind.JOIN, TaskKind.SYNCHRONIZATION)
-    kind[update] = TaskKind.UPDATE
+    kind[(ids >= work.totals[UPDATE_ID]) & (ids < work.totals[PACE_ID])] = TaskKind.UPDATE
+    kind[gather] = TaskKind.GATHER
     operator[sync], part[sync] = -1, -1
-    synchronizes = kind == TaskKind.SYNCHRONIZATION
+    synchronizes = (kind == TaskKind.SYNCHRONIZATION) | gather
     operator[synchronizes] = _first_readers(engine)[work.origin[ids[synchronizes]]]
     route, last_route = resource - num_devices, num_devices * (num_devices + 1) - 1
     on_route = (route >= 0) & (route < num_devices * num_devices)
@@ -253,8 +261,9 @@ def _first_readers(engine: Engine) -> IntArray:
     layout = engine.graph.layout
     readers = np.zeros(len(engine.graph.plans.time_s), np.int64)
     for number, group in enumerate(engine.index.groups):
-        first = layout.plan_begin[number]
-        readers[first : first + layout.cell_end[number] - layout.cell_begin[number]] = group.readers[0]
+        first, num_cells = layout.plan_begin[number], layout.cell_end[number] - layout.cell_begin[number]
+        num_plans = num_cells * (1 if engine.sharding is Sharding.NONE else 2)
+        readers[first : first + num_plans] = group.readers[0]
     return readers
 
 

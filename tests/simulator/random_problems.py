@@ -4,9 +4,10 @@ import random
 from dataclasses import replace
 
 from soaprl.cluster.cluster import Cluster
+from soaprl.cost.compression import compression_names
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.problem import Problem, SimulationOptions
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from tests.toys import TableCost, ToyBuilder, bus_cluster, node_cluster, toy_type, uniform_cluster
 
 
@@ -15,13 +16,17 @@ def random_graph(rng: random.Random, *, num_operators: int) -> OperatorGraph:
     channel = rng.choice([2, 4, 5])
     made = [builder.input("x", channel=channel)]
     weights = [builder.parameter("tied.weight", channel, channel)]
+    frozen = builder.parameter("frozen.weight", channel, channel)
+    builder.tensors[frozen] = replace(builder.tensors[frozen], requires_grad=False)
     for i in range(num_operators):
-        kind = rng.choice(["linear", "linear", "tied", "add", "window"])
+        kind = rng.choice(["linear", "linear", "tied", "frozen", "add", "window"])
         x = rng.choice(made[-3:])
         if kind == "linear":
             made.append(builder.linear(f"op{i}", x, channel))
         elif kind == "tied":
             made.append(builder.linear(f"op{i}", x, channel, weight=weights[0]))
+        elif kind == "frozen":
+            made.append(builder.linear(f"op{i}", x, channel, weight=frozen))
         elif kind == "window":
             made.append(builder.window(f"op{i}", x, kernel=rng.choice([1, 2, 3])))
         else:
@@ -75,6 +80,11 @@ def random_strategy(rng: random.Random, graph: OperatorGraph, num_devices: int) 
     return Strategy(tuple(random_config(rng, graph, o, num_devices) for o in range(len(graph.operators))))
 
 
+def random_sharding(rng: random.Random, problem: Problem) -> Sharding:
+    """Any; none under the paper's assumptions, which know no collectives."""
+    return Sharding.NONE if problem.options.paper else rng.choice(list(Sharding))
+
+
 def random_problem(rng: random.Random, *, num_operators: int) -> Problem:
     graph = random_graph(rng, num_operators=num_operators)
     # Thirds make rounding errors, whole numbers make ties.
@@ -88,5 +98,9 @@ def random_problem(rng: random.Random, *, num_operators: int) -> Problem:
         optimizer=rng.choice(["adam", "momentum", "sgd"]),
         paper=rng.random() < 0.3,
         overlap_synchronization=rng.random() < 0.7,
+    )
+    compression = rng.choice(["none", "none", *compression_names()])
+    options = replace(
+        options, gradient_compression="none" if options.paper else compression, prefetch=rng.randint(1, 3)
     )
     return Problem(graph=graph, cluster=random_cluster(rng), cost=cost, options=options)

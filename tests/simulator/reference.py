@@ -1,7 +1,7 @@
 """A slow simulator in plain Python, written from the specification: the oracle of the compiled one.
 
-Tasks are objects in dictionaries, all pairs of boxes are compared, the queue is `heapq`. Only the closed form
-of an all-reduce is shared with the compiled simulator; it has tests of its own.
+Tasks are objects in dictionaries, all pairs of boxes are compared, the queue is `heapq`. Only the closed
+forms of collectives are shared with the compiled simulator; they have tests of their own.
 """
 
 import heapq
@@ -15,7 +15,7 @@ import numpy as np
 from soaprl.cluster.tables import cluster_tables
 from soaprl.cost.model import Shard
 from soaprl.cost.ticks import TICKS_PER_S
-from soaprl.cost.transfers import all_reduce, collective_scratch
+from soaprl.cost.transfers import all_gather, all_reduce, collective_scratch
 from soaprl.graph.factors import num_parts, part_box
 from soaprl.graph.operators import Access, TensorRole, evaluate_terms
 from soaprl.simulator.problem import Problem
@@ -23,6 +23,7 @@ from soaprl.strategy.strategy import Strategy
 
 Box = tuple[tuple[int, int], ...]
 Key = tuple[Any, ...]
+BITS = {"fp16": 16, "bf16": 16, "int8": 8, "ternary": 2}
 
 
 @dataclass
@@ -37,6 +38,19 @@ class Task:
     ready: float = 0.0
     start: float = -1.0
     finish: float = -1.0
+
+
+@dataclass
+class Cell:
+    """A piece of parameters that the same tasks hold."""
+
+    group: int
+    readers: list[int]
+    num_bytes: int
+    sent_bytes: int
+    holding: list[tuple[int, int]]
+    giving: list[tuple[int, int]]
+    trainable: bool
 
 
 @dataclass
@@ -61,7 +75,9 @@ class Reference:
         self.tasks: dict[Key, Task] = {}
         self.deliveries: list[Delivery] = []
         self.local: list[tuple[int, int, int, int, int, bool, bool]] = []
-        self.held = [[0, 0] for _ in self.cluster.devices]
+        self.held = [[0, 0, 0] for _ in self.cluster.devices]
+        self.passing: list[tuple[int, int, int, int]] = []
+        self.level = ["none", "zero1", "zero2", "zero3"].index(strategy.sharding.value)
         self.update_s = [0.0] * self.cluster.num_devices
         self.moved = [0, 0, 0]
         self._compute_tasks()
@@ -190,8 +206,8 @@ class Reference:
 
     # Synchronization.
 
-    def _cells(self) -> list[tuple[int, int, list[tuple[int, int]], list[tuple[int, int]], bool]]:
-        """(group, bytes, holding tasks, contributing tasks, trainable) in order."""
+    def _cells(self) -> list[Cell]:
+        """All cells in order."""
         readers: dict[int, list[tuple[int, Access]]] = defaultdict(list)
         for o, op in enumerate(self.graph.operators):
             for access in op.parameters:
@@ -202,7 +218,7 @@ class Reference:
             groups[tuple(sorted({o for o, _ in readers[tensor]}))].append(tensor)
         cells = []
         for number, group in enumerate(sorted(groups)):
-            merged: dict[Key, int] = {}
+            merged: dict[Key, list[int]] = {}
             for tensor in groups[group]:
                 stored = self.graph.tensors[tensor]
                 for index in product(*(range(n) for n in stored.refined_shape)):
@@ -219,8 +235,14 @@ class Reference:
                             tuple(sorted(giving)),
                             stored.requires_grad and bool(giving),
                         )
-                        merged[key] = merged.get(key, 0) + stored.itemsize
-            cells += [(number, size, list(h), list(g), t) for (h, g, t), size in merged.items()]
+                        sums = merged.setdefault(key, [0, 0])
+                        sums[0] += stored.itemsize
+                        whole = 8 * stored.itemsize
+                        sums[1] += min(whole, BITS.get(self.problem.options.gradient_compression, whole))
+            cells += [
+                Cell(number, list(group), size, (bits + 7) // 8, list(h), list(g), t)
+                for (h, g, t), (size, bits) in merged.items()
+            ]
         return cells
 
     def _synchronize(self) -> None:
@@ -229,43 +251,44 @@ class Reference:
         if not options.overlap_synchronization and everything:
             self.tasks[("s", -1)] = Task(("s", -1), before=everything)
         waits: dict[int, set[Key]] = defaultdict(set)
-        for number, (_, size, holding, giving, trainable) in enumerate(self._cells()):
-            holders = sorted({self.device(o, p) for o, p in holding})
+        for number, cell in enumerate(self._cells()):
+            size = cell.num_bytes
+            holders = sorted({self.device(o, p) for o, p in cell.holding})
+            piece = size if self.level == 0 else -(-size // len(holders))
+            if self.level and len(holders) > 1:
+                self._gather(number, cell, holders)
             for h in holders:
-                self.held[h][0] += size
-            if not trainable:
+                self.held[h][0] += piece if self.level == 3 else size
+            if not cell.trainable:
                 continue
             backward: dict[int, set[Key]] = defaultdict(set)
-            for o, p in giving:
+            for o, p in cell.giving:
                 backward[self.device(o, p)].add(("b", o, 0, p))
             for h in holders:
-                self.held[h][1] += size
+                self.held[h][1] += piece if self.level >= 2 else size
+                self.held[h][2] += piece
                 kind = self.cluster.device_types[self.cluster.devices[h].type]
-                self.update_s[h] += ticks(self.problem.cost.update_time(size, kind))
+                self.update_s[h] += ticks(self.problem.cost.update_time(piece, kind))
             if len(holders) == 1:
                 waits[holders[0]] |= backward[holders[0]]
                 continue
             if not options.overlap_synchronization:
                 backward = {h: {("s", -1)} for h in backward}
             if options.paper:
-                self._exchange(number, size, holders, self.device(*holding[0]), backward, waits)
+                self._exchange(number, size, holders, self.device(*cell.holding[0]), backward, waits)
             else:
-                self._all_reduce(number, size, holders, backward, waits)
+                self._sum(number, cell, holders, backward, waits)
         for device in sorted(waits):
             key = ("u", device)
             self.tasks[key] = Task(key, self.update_s[device], device, before=waits[device])
+        if self.level == 3:
+            self._paces()
 
-    def _all_reduce(
-        self,
-        number: int,
-        size: int,
-        holders: list[int],
-        backward: dict[int, set[Key]],
-        waits: dict[int, set[Key]],
-    ) -> None:
+    def _collective(self, key: Key, whole: bool, size: int, holders: list[int], codec: float) -> Task:
+        """An all-reduce, or half of one: a reduce-scatter or an all-gather."""
         tables = cluster_tables(self.cluster, paper=self.problem.options.paper)
         links, busy = np.zeros(len(self.cluster.links), np.int64), np.zeros(len(self.cluster.links))
-        time, count, _ = all_reduce(
+        time, count, _ = (all_reduce if whole else all_gather)(
             tables,
             collective_scratch(tables),
             np.array(holders, np.int64),
@@ -274,14 +297,94 @@ class Reference:
             links,
             busy,
         )
-        key = ("s", number, 0)
         used = [(i, ticks(s)) for i, s in zip(links[:count].tolist(), busy[:count].tolist(), strict=True)]
-        self.tasks[key] = Task(
-            key, ticks(time), links=used, num_bytes=size, before=set().union(*backward.values())
-        )
-        self.moved[2] += 2 * (len(holders) - 1) * size
+        self.tasks[key] = Task(key, ticks(time + codec), links=used, num_bytes=size)
+        self.moved[2] += (2 if whole else 1) * (len(holders) - 1) * size
+        return self.tasks[key]
+
+    def _sum(
+        self,
+        number: int,
+        cell: Cell,
+        holders: list[int],
+        backward: dict[int, set[Key]],
+        waits: dict[int, set[Key]],
+    ) -> None:
+        key, codec = ("s", number, 0), 0.0
+        if cell.sent_bytes != cell.num_bytes:
+            kinds = [self.cluster.device_types[self.cluster.devices[h].type] for h in holders]
+            slowest = min(k.memory_bandwidth_bytes_per_s * k.memory_efficiency for k in kinds)
+            codec = 2 * (cell.num_bytes + cell.sent_bytes) / slowest
+        task = self._collective(key, self.level == 0, cell.sent_bytes, holders, codec)
+        task.before = set().union(*backward.values())
         for h in holders:
             waits[h].add(key)
+
+    def _gather(self, number: int, cell: Cell, holders: list[int]) -> None:
+        """Gathers after the updates, or before the forward and the backward pass."""
+        if self.level < 3 and cell.trainable:
+            task = self._collective(("w", cell.group, 0, number), False, cell.num_bytes, holders, 0.0)
+            task.before = {("u", h) for h in holders}
+        operators, ahead = self.graph.operators, self.problem.options.prefetch
+        last, first = 2 * len(operators) - 1, cell.readers[0]
+        with_parameters = [
+            o
+            for o, op in enumerate(operators)
+            if any(self.graph.tensors[a.tensor].role is TensorRole.PARAMETER for a in op.parameters)
+        ]
+        trained = [o for o in cell.readers if operators[o].has_backward]
+        if self.level == 3:
+            earlier = [o for o in with_parameters if o < first][-ahead:]
+            pace = earlier[0] if len(earlier) == ahead else -1
+            self._gather_for(number, cell, holders, "f", pace, "f")
+            self._pass(holders, pace + 1, cell.readers[-1], cell.num_bytes)
+            if trained:
+                later = [o for o in with_parameters if o > trained[-1] and operators[o].has_backward][:ahead]
+                paced = len(later) == ahead
+                self._gather_for(
+                    number, cell, holders, "b", later[-1] if paced else trained[-1], "b" if paced else "f"
+                )
+                begin = (last - later[-1] if paced else trained[-1]) + 1
+                self._pass(holders, begin, last - trained[0], cell.num_bytes)
+        if self.level >= 2 and cell.trainable:
+            self._pass(holders, last - trained[-1], last - trained[0], cell.num_bytes)
+
+    def _gather_for(
+        self, number: int, cell: Cell, holders: list[int], which: str, pace: int, pace_pass: str
+    ) -> None:
+        key = ("w", cell.group, "fb".index(which), number)
+        task = self._collective(key, False, cell.num_bytes, holders, 0.0)
+        if pace >= 0:
+            task.before = {("v", "fb".index(pace_pass), pace)}
+        for o, p in cell.holding:
+            if (which, o, 0, p) in self.tasks:
+                self.tasks[which, o, 0, p].before.add(key)
+
+    def _pass(self, holders: list[int], first: int, end: int, num_bytes: int) -> None:
+        self.passing += [(h, first, end, num_bytes) for h in holders]
+
+    def _paces(self) -> None:
+        """A task without duration wherever some cell, shared or not, would have a gather wait."""
+        operators, ahead = self.graph.operators, self.problem.options.prefetch
+        readers: dict[int, list[int]] = defaultdict(list)
+        for o, op in enumerate(operators):
+            for access in op.parameters:
+                if self.graph.tensors[access.tensor].role is TensorRole.PARAMETER:
+                    readers[access.tensor].append(o)
+        ordered = sorted({o for found in readers.values() for o in found})
+        back = [o for o in ordered if operators[o].has_backward]
+        for found in readers.values():
+            at = ordered.index(min(found)) - ahead
+            if at >= 0:
+                self._pace(0, ordered[at])
+            trained = [o for o in found if operators[o].has_backward]
+            if trained:
+                at = back.index(max(trained)) + ahead
+                self._pace(*((1, back[at]) if at < len(back) else (0, max(trained))))
+
+    def _pace(self, phase: int, o: int) -> None:
+        key = ("v", phase, o)
+        self.tasks[key] = Task(key, before={("fb"[phase], o, 0, p) for p in self.parts(o)})
 
     def _exchange(
         self,
@@ -315,7 +418,7 @@ class Reference:
         forward = sorted(k for k in self.tasks if k[0] in "ft")
         forward.sort(key=lambda k: k[1:])
         backward = [("b" if k[0] == "f" else "g", *k[1:]) for k in reversed(forward)]
-        rest = sorted(k for k in self.tasks if k[0] in "su")
+        rest = sorted(k for k in self.tasks if k[0] in "suvw")
         keys = forward + [k for k in backward if k in self.tasks] + rest
         assert len(keys) == len(self.tasks)
         return [self.tasks[k] for k in keys]
@@ -395,8 +498,10 @@ class Reference:
             if d.gradients:
                 givers = [c for c, _ in d.gradients]
                 hold(d.target, last - max(givers), last - min(givers), d.num_bytes)
+        for device, first, end, num_bytes in self.passing:
+            hold(device, first, end, num_bytes)
         state = self.problem.options.state_per_parameter_byte
-        return [max(steps) + h[0] + (1 + state) * h[1] for steps, h in zip(live, self.held, strict=True)]
+        return [max(steps) + h[0] + h[1] + state * h[2] for steps, h in zip(live, self.held, strict=True)]
 
 
 def ticks(time_s: float) -> float:

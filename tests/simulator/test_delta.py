@@ -1,7 +1,7 @@
 """Delta simulation against full simulation, to the last bit."""
 
 import random
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from math import inf
 from typing import Any
 
@@ -14,13 +14,14 @@ from soaprl.errors import SimulationError, StrategyError
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.simulator import DeltaSimulator, Problem, SimulationOptions, Simulator, simulate
 from soaprl.strategy.baselines import data_parallel
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from tests.simulator.random_problems import random_config, random_problem, random_strategy
 from tests.toys import chain
 
 
 def changed(strategy: Strategy, changes: dict[int, OpConfig]) -> Strategy:
-    return Strategy(tuple(changes.get(o, config) for o, config in enumerate(strategy.configs)))
+    configs = tuple(changes.get(o, config) for o, config in enumerate(strategy.configs))
+    return replace(strategy, configs=configs)
 
 
 def assert_equal(one: Any, other: Any, name: str = "result") -> None:
@@ -69,6 +70,18 @@ def test_every_step_of_a_random_walk_is_what_full_simulation_says(seed: int) -> 
     walk(rng, problem, random_strategy(rng, problem.graph, problem.cluster.num_devices), 500, None)
 
 
+@pytest.mark.parametrize("sharding", list(Sharding)[1:])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_step_of_a_walk_of_sharded_strategies_is_what_full_simulation_says(
+    seed: int, sharding: Sharding
+) -> None:
+    rng = random.Random(50 + seed)
+    problem = random_problem(rng, num_operators=rng.randint(4, 12))
+    problem = replace(problem, options=replace(problem.options, paper=False))
+    strategy = random_strategy(rng, problem.graph, problem.cluster.num_devices)
+    walk(rng, problem, replace(strategy, sharding=sharding), 200, None)
+
+
 def chain_problem(depth: int, options: SimulationOptions | None = None) -> Problem:
     """A chain of layers on 8 devices: long runs, and in paper mode transfers that wait for them."""
     return Problem(
@@ -77,6 +90,18 @@ def chain_problem(depth: int, options: SimulationOptions | None = None) -> Probl
         cost=RooflineCostModel(),
         options=options or SimulationOptions(),
     )
+
+
+@pytest.mark.parametrize("sharding", [Sharding.ZERO1, Sharding.ZERO2])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_walk_from_sharded_data_parallelism_follows_its_runs_exactly(
+    sharding: Sharding, overlap: bool
+) -> None:
+    options = SimulationOptions(overlap_synchronization=overlap, gradient_compression="int8")
+    problem = chain_problem(12, options)
+    proposals = Proposals(problem.graph, problem.cluster.num_devices, ProposalSettings())
+    strategy = replace(data_parallel(problem.graph, problem.cluster), sharding=sharding)
+    walk(random.Random(6), problem, strategy, 200, proposals)
 
 
 @pytest.mark.parametrize("paper", [False, True])

@@ -1,16 +1,22 @@
 """The compiled simulator against a slow one that was written from the specification."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.result import SimulationResult, simulate
-from tests.simulator.random_problems import random_config, random_problem, random_strategy
+from tests.simulator.random_problems import (
+    random_config,
+    random_problem,
+    random_sharding,
+    random_strategy,
+)
 from tests.simulator.reference import Reference
 
-KINDS = {"f": 0, "t": 1, "b": 2, "g": 3, "u": 5}
+KINDS = {"f": 0, "t": 1, "b": 2, "g": 3, "u": 5, "v": 6, "w": 7}
 
 
 def kind_of(key: tuple[object, ...]) -> int:
@@ -41,6 +47,7 @@ def test_random_strategies_have_exactly_the_trace_of_the_reference(seed: int) ->
     simulator = Simulator(problem)
     for _ in range(3):
         strategy = random_strategy(rng, problem.graph, problem.cluster.num_devices)
+        strategy = replace(strategy, sharding=random_sharding(rng, problem))
         assert_same(simulate(problem, strategy, simulator=simulator), Reference(problem, strategy))
 
 
@@ -51,6 +58,7 @@ def test_a_walk_of_single_changes_is_the_same_as_simulating_afresh(seed: int) ->
     num_devices = problem.cluster.num_devices
     walking = Simulator(problem)
     strategy = random_strategy(rng, problem.graph, num_devices)
+    strategy = replace(strategy, sharding=random_sharding(rng, problem))
     for _ in range(40):
         operator = rng.randrange(len(problem.graph.operators))
         proposed = strategy.replaced(operator, random_config(rng, problem.graph, operator, num_devices))

@@ -153,7 +153,9 @@ class _Builder:
         self.num_types = len(cluster.device_types)
         self.room = max(config.num_tasks for configs in space.configs for config in configs)
         self.pools = OperatorPools(graph, problem.cost, cluster.device_types)
-        self.sync = SyncPools(graph, problem.cost, cluster.device_types)
+        self.sync = SyncPools(
+            graph, problem.cost, cluster.device_types, compression=problem.options.compression
+        )
         self.patterns: list[list[OperatorPattern]] = [
             [self.pools.add_operator(operator, vector) for vector in vectors]
             for operator, vectors in zip(graph.operators, space.degrees, strict=True)
@@ -283,8 +285,11 @@ class _Builder:
         return added.cell_end, float(rows.reshape(-1, self.num_types).min(axis=1).sum())
 
     def _sizes(self) -> tuple[list[int], IntArray]:
-        """The distinct sizes of trained cells, and each cell's number among them."""
-        num_bytes, trained = _used(self.sync.cell_bytes), _used(self.sync.cell_trainable)
+        """The distinct sizes of gradients on the wire, and each cell's number among them.
+
+        What compressing them takes is left out of bounds.
+        """
+        num_bytes, trained = _used(self.sync.cell_sent_bytes), _used(self.sync.cell_trainable)
         sizes = sorted(set(num_bytes[trained > 0].tolist()))
         places = np.searchsorted(np.array(sizes, np.int64), num_bytes)
         return sizes, np.where(trained > 0, places, -1).astype(np.int64)

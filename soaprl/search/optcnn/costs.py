@@ -44,7 +44,9 @@ class CostTables:
         self._cluster: ClusterTables = cluster_tables(cluster, paper=problem.options.paper)
         self._scratch = collective_scratch(self._cluster)
         self._pools = OperatorPools(graph, problem.cost, cluster.device_types)
-        self._sync_pools = SyncPools(graph, problem.cost, cluster.device_types)
+        self._sync_pools = SyncPools(
+            graph, problem.cost, cluster.device_types, compression=problem.options.compression
+        )
         self._signatures = [self._signature(operator) for operator in graph.operators]
         self._patterns: dict[object, tuple[OperatorPattern, ...]] = {}
         self._known: dict[object, FloatArray] = {}

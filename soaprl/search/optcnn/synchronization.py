@@ -4,9 +4,9 @@ All collectives of the group start together. With ``busy(l)`` the time that they
 
     time = (longest time of a collective beside its busiest link) + (max over links of busy(l)) + update
 
-which is the collective's own time if there is one. Under the paper's assumptions, all holders send to the
-root, then the root sends to all holders, each as `soaprl.search.optcnn.transfers` has it. The update is that
-of the device with most to update.
+which is the collective's own time if there is one, with what compressing its gradient takes. Under the
+paper's assumptions, all holders send to the root, then the root sends to all holders, each as
+`soaprl.search.optcnn.transfers` has it. The update is that of the device with most to update.
 """
 
 from collections.abc import Sequence
@@ -51,14 +51,20 @@ def synchronization_time(
             update_s[device] += pools.cell_update_s.data[row]
         if len(holders) == 1:
             continue
-        num_bytes = float(pools.cell_bytes.data[cell])
+        num_bytes = float(pools.cell_sent_bytes.data[cell])
         if paper:
             contributes = pools.cover_contributes.data[begin:end]
             senders = {part for part, flag in zip(parts, contributes.tolist(), strict=True) if flag}
             _exchange(tables, up_s, down_s, parts[0], holders, senders, num_bytes)
             continue
         collective = all_reduce_time(tables, holders, num_bytes, scratch=scratch)
-        beside_s = max(beside_s, collective.time_s - max(collective.busy_s.values(), default=0.0))
+        codec_s = 0.0
+        if num_bytes != pools.cell_bytes.data[cell]:
+            codec_s = max(
+                pools.cell_codec_s.data[cell * num_types + int(tables.device_type[d])] for d in holders
+            )
+        busiest_s = max(collective.busy_s.values(), default=0.0)
+        beside_s = max(beside_s, codec_s + collective.time_s - busiest_s)
         for link, time_s in collective.busy_s.items():
             up_s[link] += time_s
     return float(beside_s + up_s.max() + down_s.max() + update_s.max())

@@ -20,6 +20,7 @@ import numpy as np
 
 from soaprl.cluster.cluster import Cluster, Device, DeviceType, GivenAllReduce
 from soaprl.cluster.tables import IntArray, collective_tables
+from soaprl.cost.compression import Compression
 from soaprl.cost.model import CostModel, Shard, TaskTime
 from soaprl.cost.ticks import all_in_ticks
 from soaprl.cost.transfers import all_reduce, collective_scratch
@@ -32,7 +33,7 @@ from soaprl.simulator.folding.replicas import Refusal, Replicas, find_replicas, 
 from soaprl.simulator.patterns import OperatorPattern, OperatorPools
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.tables import graph_index
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 _FEWEST_KEPT = 2
 
@@ -96,7 +97,7 @@ class WholeCost:
         return self.cost.update_time(num_bytes, device_type)
 
 
-# Places of a replica that hold a cell of parameters, and its bytes.
+# Places of a replica that hold a cell of parameters, and the bytes of its gradient on the wire.
 _Demand = tuple[tuple[int, ...], int]
 
 
@@ -106,6 +107,8 @@ def fold(problem: Problem, strategy: Strategy) -> FoldedProblem | Refusal:
     Raises:
         StrategyError: The strategy does not fit the graph or the cluster.
     """
+    if strategy.sharding is not Sharding.NONE:
+        return Refusal(reason=f"state is sharded ({strategy.sharding.value}), so replicas keep pieces of it")
     reasons: list[str] = []
     for found in find_replicas(problem.graph, problem.cluster.num_devices, strategy):
         if isinstance(found, Refusal):
@@ -128,7 +131,7 @@ def _folded(problem: Problem, strategy: Strategy, replicas: Replicas) -> FoldedP
         return f"there are {count} groups of {size} devices that do the same, and two are simulated at least"
     graph, small = _narrowed(problem.graph, replicas, _FEWEST_KEPT)
     cost = WholeCost(cost=problem.cost, graph=problem.graph)
-    demands = _demands(graph, small, cost, size)
+    demands = _demands(graph, small, problem.options.compression, cost, size)
     if problem.options.paper and demands:
         return "gradients are sent to one device and back, as the paper assumes: it differs from all others"
     occupations = _occupations(problem.cluster, replicas.devices, demands)
@@ -171,11 +174,13 @@ def _narrowed(graph: OperatorGraph, replicas: Replicas, kept: int) -> tuple[Oper
     return shrink(graph, replicas.factors, kept=kept, replicas=count), strategy
 
 
-def _demands(graph: OperatorGraph, strategy: Strategy, cost: CostModel, size: int) -> Counter[_Demand]:
-    """Over which places of every replica how many bytes of gradients are summed, and how often."""
+def _demands(
+    graph: OperatorGraph, strategy: Strategy, compression: Compression, cost: CostModel, size: int
+) -> Counter[_Demand]:
+    """Over which places of every replica how many bytes of gradients are sent to be summed, and how often."""
     # Patterns for no type of device say who holds what, and ask for no times.
     operators = OperatorPools(graph, cost, ())
-    sync = SyncPools(graph, cost, ())
+    sync = SyncPools(graph, cost, (), compression=compression)
     index = graph_index(graph)
     patterns: dict[int, OperatorPattern] = {}
     demands: Counter[_Demand] = Counter()
@@ -193,7 +198,7 @@ def _demands(graph: OperatorGraph, strategy: Strategy, cost: CostModel, size: in
             begin, end = sync.cover_begin.data[cell : cell + 2]
             readers, parts = sync.cover_reader.data[begin:end], sync.cover_part.data[begin:end]
             held = {places[r][p] for r, p in zip(readers.tolist(), parts.tolist(), strict=True)}
-            demands[tuple(sorted(held)), int(sync.cell_bytes.data[cell])] += 1
+            demands[tuple(sorted(held)), int(sync.cell_sent_bytes.data[cell])] += 1
     return demands
 
 

@@ -1,0 +1,252 @@
+"""Sharded data parallelism against closed forms: memory, traffic, times.
+
+P, G, S are bytes of parameters, gradients and optimizer state of the whole model; n devices hold all of it.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.presets import cluster_from_name
+from soaprl.cluster.tables import cluster_tables
+from soaprl.cost.roofline import RooflineCostModel
+from soaprl.cost.transfers import all_gather_time
+from soaprl.errors import SimulationError, StrategyError
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.compile import compile_program
+from soaprl.simulator import Problem, SimulationOptions, SimulationResult, Simulator, simulate
+from soaprl.simulator.folding import Refusal, fold
+from soaprl.strategy.baselines import data_parallel
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
+from tests.toys import TableCost, chain, data_parallel_toy, on_one_device, split, tied, uniform_cluster
+
+N = 4
+LAYERS, CHANNEL = 6, 16
+LAYER_BYTES = 4 * CHANNEL * CHANNEL
+P = LAYERS * LAYER_BYTES
+
+
+def problem_of(
+    graph: OperatorGraph, cluster: Cluster | None = None, *, prefetch: int = 1, overlap: bool = True
+) -> Problem:
+    options = SimulationOptions(prefetch=prefetch, overlap_synchronization=overlap)
+    return Problem(
+        graph=graph,
+        cluster=cluster or uniform_cluster(N),
+        cost=TableCost(update_s_per_byte=0.5),
+        options=options,
+    )
+
+
+def run(sharding: Sharding, *, prefetch: int = 1) -> SimulationResult:
+    """Layers whose weights are far larger than their activations, data parallel on n devices."""
+    graph = chain(num_operators=LAYERS, sample=N, channel=CHANNEL)
+    strategy = replace(data_parallel_toy(graph, N), sharding=sharding)
+    return simulate(problem_of(graph, prefetch=prefetch), strategy)
+
+
+@pytest.mark.parametrize(
+    ("sharding", "parameters", "gradients", "states"),
+    [
+        (Sharding.NONE, P, P, 2 * P),
+        (Sharding.ZERO1, P, P, 2 * P // N),
+        (Sharding.ZERO2, P, P // N, 2 * P // N),
+        (Sharding.ZERO3, P // N, P // N, 2 * P // N),
+    ],
+)
+def test_each_stage_of_zero_divides_more_of_the_state_by_the_number_of_devices(
+    sharding: Sharding, parameters: int, gradients: int, states: int
+) -> None:
+    memory = run(sharding).memory
+    assert memory.parameters_bytes.tolist() == [parameters] * N
+    assert memory.gradients_bytes.tolist() == [gradients] * N
+    assert memory.optimizer_bytes.tolist() == [states] * N
+
+
+@pytest.mark.parametrize(
+    ("sharding", "prefetch", "num_layers"),
+    [
+        # A whole gradient, until it is scattered.
+        (Sharding.ZERO1, 1, 0),
+        (Sharding.ZERO2, 1, 1),
+        # And the layers that are gathered, the one at work among them.
+        (Sharding.ZERO3, 1, 1 + 1),
+        (Sharding.ZERO3, 2, 1 + 2),
+        (Sharding.ZERO3, 3, 1 + 3),
+    ],
+)
+def test_whole_layers_pass_through_memory_as_far_as_they_are_prefetched(
+    sharding: Sharding, prefetch: int, num_layers: int
+) -> None:
+    # Data parallelism sends no activations: these are all buffers there are.
+    passing = run(sharding, prefetch=prefetch).memory.communication_bytes
+    assert passing.tolist() == [num_layers * LAYER_BYTES] * N
+
+
+@pytest.mark.parametrize(
+    ("sharding", "passes"),
+    [(Sharding.NONE, 2), (Sharding.ZERO1, 2), (Sharding.ZERO2, 2), (Sharding.ZERO3, 3)],
+)
+def test_a_device_sends_its_share_twice_and_three_times_if_parameters_are_sharded(
+    sharding: Sharding, passes: int
+) -> None:
+    result = run(sharding)
+    assert result.synchronization_bytes / N == passes * (N - 1) / N * P
+    assert result.communication_bytes == result.synchronization_bytes
+    # On a uniform cluster a collective moves the bytes that are counted.
+    assert result.link_bytes.sum() == pytest.approx(result.synchronization_bytes)
+
+
+def one_layer(sharding: Sharding) -> tuple[dict[str, tuple[float, float]], float]:
+    """Start and finish of the tasks of one layer on two devices, and how long half an all-reduce takes."""
+    graph = chain(num_operators=1, sample=2, channel=1)
+    problem = problem_of(graph, uniform_cluster(2))
+    configs = (split(graph, 0, (0, 1), sample=2), *data_parallel_toy(graph, 2).configs[1:])
+    result = simulate(problem, Strategy(configs, sharding))
+    tasks = result.tasks
+    times = {
+        tasks.name(i, graph): (float(tasks.start_s[i]), float(tasks.finish_s[i]))
+        for i in range(tasks.num_tasks)
+        if not tasks.name(i, graph).startswith("join")
+    }
+    # One weight of 4 bytes over links of 1 byte/s: each sends 2 bytes.
+    half_s = all_gather_time(cluster_tables(problem.cluster), (0, 1), 4).time_s
+    assert half_s == pytest.approx(2.0, abs=1e-4)
+    return times, half_s
+
+
+def test_zero2_updates_pieces_between_a_reduce_scatter_and_an_all_gather() -> None:
+    times, half_s = one_layer(Sharding.ZERO2)
+    ready_s = times["backward op0[0]"][1]
+    assert ready_s == 3.0
+    # Half of 4 bytes at 0.5 s each.
+    update_s = ready_s + half_s, ready_s + half_s + 1.0
+    assert times["synchronize op0"] == pytest.approx((ready_s, ready_s + half_s))
+    assert times["update d0"] == times["update d1"] == pytest.approx(update_s)
+    assert times["gather op0"] == pytest.approx((update_s[1], update_s[1] + half_s))
+
+
+def test_zero3_gathers_before_each_pass_and_ends_with_the_update() -> None:
+    graph = chain(num_operators=1, sample=2, channel=1)
+    result = simulate(
+        problem_of(graph, uniform_cluster(2)), replace(data_parallel_toy(graph, 2), sharding=Sharding.ZERO3)
+    )
+    tasks = result.tasks
+    order = sorted(
+        (float(tasks.start_s[i]), float(tasks.finish_s[i]), tasks.name(i, graph))
+        for i in range(tasks.num_tasks)
+        if tasks.finish_s[i] > tasks.start_s[i] and tasks.source[i] != 1
+    )
+    assert [name for _, _, name in order] == [
+        "gather op0",
+        "op0[0]",
+        "gather op0",
+        "backward op0[0]",
+        "synchronize op0",
+        "update d0",
+    ]
+    for (_, finish_s, _), (start_s, _, _) in pairwise(order):
+        assert start_s == finish_s
+    assert result.iteration_time_s == order[-1][1]
+
+
+@pytest.mark.parametrize(("prefetch", "num_waited_for"), [(1, LAYERS), (2, 1), (3, 1)])
+def test_gathers_that_are_prefetched_are_hidden_behind_the_layer_before(
+    prefetch: int, num_waited_for: int
+) -> None:
+    graph = chain(num_operators=LAYERS, sample=N, channel=CHANNEL)
+    problem = problem_of(graph, uniform_cluster(N, bandwidth=8.0), prefetch=prefetch)
+    result = simulate(problem, replace(data_parallel_toy(graph, N), sharding=Sharding.ZERO3))
+    gather_s = all_gather_time(cluster_tables(problem.cluster), range(N), LAYER_BYTES).time_s
+    layer_s = float(CHANNEL * CHANNEL)
+    assert gather_s < layer_s
+    names = [result.tasks.name(i, graph) for i in range(result.tasks.num_tasks)]
+    last_s = result.tasks.finish_s[names.index(f"op{LAYERS - 1}[0]")]
+    assert last_s == pytest.approx(LAYERS * layer_s + num_waited_for * gather_s)
+
+
+def test_what_one_device_holds_alone_is_not_sharded() -> None:
+    graph = chain(num_operators=3, sample=4, channel=4)
+    problem = problem_of(graph)
+    alone = on_one_device(graph)
+    expected = simulate(problem, alone)
+    for sharding in Sharding:
+        found = simulate(problem, replace(alone, sharding=sharding))
+        assert found.iteration_time_s == expected.iteration_time_s
+        assert found.memory.peak_bytes.tolist() == expected.memory.peak_bytes.tolist()
+        assert found.communication_bytes == 0
+
+
+def test_pieces_are_as_many_as_holders_and_padded_to_whole_bytes() -> None:
+    # 3 x 3 weights of 4 bytes over 2 and over 4 devices, 36 bytes: pieces of 18 and 9; over 3 devices, 12.
+    graph = chain(num_operators=1, sample=12, channel=3)
+    for count in (2, 3, 4):
+        devices = tuple(range(count))
+        configs = tuple(split(graph, o, devices, sample=count) for o in range(len(graph.operators)))
+        memory = simulate(problem_of(graph), Strategy(configs, Sharding.ZERO3)).memory
+        assert memory.parameters_bytes.tolist() == [36 // count] * count + [0] * (N - count)
+    narrow = chain(num_operators=1, sample=12, channel=1)
+    configs = tuple(split(narrow, o, (0, 1, 2), sample=3) for o in range(len(narrow.operators)))
+    assert simulate(problem_of(narrow), Strategy(configs, Sharding.ZERO1)).memory.optimizer_bytes[0] == 2 * -(
+        -4 // 3
+    )
+
+
+def test_tied_parameters_are_gathered_once_for_each_pass() -> None:
+    graph = tied(sample=N, channel=CHANNEL)
+    result = simulate(problem_of(graph), replace(data_parallel_toy(graph, N), sharding=Sharding.ZERO3))
+    names = [result.tasks.name(i, graph) for i in range(result.tasks.num_tasks)]
+    held = sum(t.num_bytes for t in graph.tensors if t.role.value == "parameter")
+    assert result.synchronization_bytes == 3 * (N - 1) * held
+    assert sum(name.startswith("gather") for name in names) == 2 * sum(
+        name.startswith("synchronize") for name in names
+    )
+
+
+def test_sharding_without_overlap_still_gathers_ahead() -> None:
+    graph = chain(num_operators=3, sample=N, channel=CHANNEL)
+    problem = problem_of(graph, overlap=False)
+    for sharding in (Sharding.ZERO2, Sharding.ZERO3):
+        result = simulate(problem, replace(data_parallel_toy(graph, N), sharding=sharding))
+        tasks = result.tasks
+        names = [tasks.name(i, graph) for i in range(tasks.num_tasks)]
+        last_s = max(tasks.finish_s[i] for i, name in enumerate(names) if name.startswith("backward"))
+        assert all(
+            tasks.start_s[i] >= last_s for i, name in enumerate(names) if name.startswith("synchronize")
+        )
+
+
+def test_one_simulator_takes_strategies_of_every_sharding_in_turn() -> None:
+    graph = chain(num_operators=4, sample=N, channel=4)
+    problem = problem_of(graph)
+    simulator = Simulator(problem)
+    plain = data_parallel_toy(graph, N)
+    moved = plain.replaced(1, OpConfig((1,) * len(graph.operators[1].factors), (2,)))
+    for strategy in (plain, moved, plain):
+        for sharding in (*Sharding, *reversed(Sharding)):
+            sharded = replace(strategy, sharding=sharding)
+            assert simulator.evaluate(sharded) == Simulator(problem).evaluate(sharded)
+            assert simulate(problem, sharded, simulator=simulator).strategy.sharding is sharding
+
+
+def test_the_papers_assumptions_know_no_sharding() -> None:
+    graph = chain(num_operators=1)
+    problem = replace(problem_of(graph), options=SimulationOptions(paper=True))
+    with pytest.raises(SimulationError, match="sharding 'zero1' takes collectives"):
+        simulate(problem, replace(on_one_device(graph), sharding=Sharding.ZERO1))
+
+
+def test_sharded_state_is_neither_folded_nor_run() -> None:
+    graph = chain(num_operators=2, sample=8)
+    cluster = cluster_from_name("p100-2x4")
+    strategy = replace(data_parallel(graph, cluster), sharding=Sharding.ZERO2)
+    problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
+    found = fold(problem, strategy)
+    assert isinstance(found, Refusal)
+    assert "zero2" in found.reason
+    with pytest.raises(
+        StrategyError, match=r"shards its state \(zero2\), which can be simulated but not run"
+    ):
+        compile_program(graph, strategy)
