@@ -70,9 +70,7 @@ def annealing(
         StrategyError: `start` does not fit the graph or the cluster.
         OutputError: The state file cannot be written.
     """
-    return run_procedure(
-        task, Annealing(task, starts_for(task.problem, start), settings or AnnealingSettings())
-    )
+    return run_procedure(task, Annealing(task, starts_for(task, start), settings or AnnealingSettings()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ Every random number is a function of (seed, start, step), so that a chain goes o
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -170,7 +171,7 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     timed = limits.end_s < inf or limits.idle_s < inf
     scanner: Scanner | None = None
     if isinstance(evaluator, ScanningEvaluator) and not timed and limits.idle_steps == inf:
-        scanner = Scanner(evaluator, walker.proposals)
+        scanner = Scanner(evaluator, walker.proposals, chain.current)
     step, block, now = chain.step, -1, elapsed()
     try:
         while (
@@ -257,7 +258,7 @@ def _tied(proposals: Proposals, current: Strategy, operator: int, config: OpConf
     configs = list(current.configs)
     for member in moved:
         configs[member] = config
-    strategy = Strategy(tuple(configs))
+    strategy = replace(current, configs=tuple(configs))
     if len(moved) == 1 and len(group) == 1:
         return strategy, 0.0
     if config != old and any(current.configs[member] == config for member in group):

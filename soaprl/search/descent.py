@@ -108,7 +108,7 @@ class Descent:
 
     def __init__(self, task: SearchTask, start: Strategy | None) -> None:
         graph, cluster = task.problem.graph, task.problem.cluster
-        self._starts = starts_for(task.problem, start)
+        self._starts = starts_for(task, start)
         shared: dict[object, tuple[OpConfig, ...]] = {}
         for operator in graph.operators:
             if operator.factors not in shared:
@@ -195,7 +195,7 @@ class Descent:
         changed = list(current.configs)
         for operator in operators:
             changed[operator] = configs[state.candidate]
-        return Strategy(tuple(changed))
+        return replace(current, configs=tuple(changed))
 
     def _settled(self, state: Place) -> Place:
         """`state` moved on to the next candidate that differs from the current strategy, or to the end."""

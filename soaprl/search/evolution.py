@@ -80,9 +80,7 @@ def evolution(
         StrategyError: `start` does not fit the graph or the cluster.
         OutputError: The state file cannot be written.
     """
-    return run_procedure(
-        task, Evolution(task, starts_for(task.problem, start), settings or EvolutionSettings())
-    )
+    return run_procedure(task, Evolution(task, starts_for(task, start), settings or EvolutionSettings()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +179,7 @@ class Evolution:
             configs = list(child.configs)
             for operator in subgraph(self._neighbours, rng):
                 configs[operator] = second.strategy.configs[operator]
-            child = Strategy(tuple(configs))
+            child = replace(child, configs=tuple(configs))
         index, row = divmod(state.step * MUTATIONS, BLOCK_SIZE)
         if self._block is None or self._block[0] != index:
             self._block = index, self._proposals.block(self._seed, _MUTATION_STREAM, index)

@@ -10,6 +10,7 @@ from math import inf
 from typing import TypeAlias
 
 from soaprl.errors import SearchError
+from soaprl.graph.operators import TensorRole
 from soaprl.search.simple import best_of
 from soaprl.search.stages import model_parallel
 from soaprl.search.task import Budget, SearchResult, SearchTask, rank
@@ -18,10 +19,11 @@ from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.experts import gnmt_expert, one_weird_trick
 from soaprl.strategy.experts_megatron import megatron, megatron_degrees
 from soaprl.strategy.placing import Inapplicable
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 from soaprl.strategy.validation import check_strategy
 
-_MEGATRON = "megatron"
+FSDP = "fsdp"
+_MEGATRON, _DATA_PARALLEL = "megatron", "data-parallel"
 
 NamedExpert: TypeAlias = tuple[str, Callable[[Problem], Strategy | None]]
 
@@ -66,7 +68,7 @@ def starting_strategies(problem: Problem) -> tuple[tuple[str, Strategy], ...]:
     graph, cluster = problem.graph, problem.cluster
     found: list[tuple[str, Strategy]] = []
     if graph.batch_size >= cluster.num_devices:
-        found.append(("data-parallel", data_parallel(graph, cluster)))
+        found.append((_DATA_PARALLEL, data_parallel(graph, cluster)))
     for name, strategy in expert_strategies(problem):
         if all(strategy != other for _, other in found):
             found.append((name, strategy))
@@ -80,39 +82,92 @@ def with_experts(
 
     Where Megatron has several tensor degrees, they are simulated first and the best one is the start, unless
     it is 1, data parallelism: a search that shares its budget among its starts would waste it on the others.
-    These evaluations and their time count: they are taken from the budget and added to the result. A budget
-    that is hardly larger leaves Megatron out.
+    If none of them fits in memory (of other models: if data parallelism does not, which is simulated where
+    the state of the model is more than a quarter of the memory), data parallelism with sharded state is
+    simulated too, and the best sharding that fits is a start. These evaluations and their time count: they
+    are taken from the budget and added to the result. A budget that is hardly larger leaves Megatron out.
     """
     strategies = expert_strategies(task.problem)
     others = [found for found in strategies if not found[0].startswith(_MEGATRON)]
     degrees = [found for found in strategies if found[0].startswith(_MEGATRON)]
     limit = inf if task.budget.evaluations is None else task.budget.evaluations
-    if len(degrees) < 2 or limit <= 2 * len(degrees):
+    if len(degrees) < 2:
+        degrees = _large_data_parallelism(task.problem)
+    if not degrees or limit <= 2 * len(degrees):
         return search(task, as_experts(others))
     origin_s = task.clock()
-    ranked = [(rank(task.evaluator.evaluate(strategy)), index) for index, (_, strategy) in enumerate(degrees)]
+    (unfit, _), best = _best_of_starts(task, degrees)
+    chosen = others if best[0] in (_DATA_PARALLEL, f"{_MEGATRON}-1") else [*others, best]
+    number = len(degrees)
+    splittable = task.problem.graph.batch_size >= task.problem.cluster.num_devices
+    wanted = unfit and splittable and task.sharding is Sharding.NONE
+    shardings = sharded_data_parallelism(task) if wanted else ()
+    if shardings and limit > 2 * (number + len(shardings)):
+        (unfit, _), best = _best_of_starts(task, shardings)
+        number += len(shardings)
+        chosen = chosen if unfit else [*chosen, best]
     spent_s = task.clock() - origin_s
-    best = degrees[min(ranked)[1]]
-    chosen = others if best[0] == f"{_MEGATRON}-1" else [*others, best]
-    found = search(_reduced(task, len(degrees), spent_s), as_experts(chosen))
+    found = search(_reduced(task, number, spent_s), as_experts(chosen))
     return replace(
         found,
-        num_evaluations=found.num_evaluations + len(degrees),
+        num_evaluations=found.num_evaluations + number,
         search_time_s=found.search_time_s + spent_s,
-        history_evaluations=found.history_evaluations + len(degrees),
+        history_evaluations=found.history_evaluations + number,
         history_s=found.history_s + spent_s,
     )
 
 
-def starts_for(problem: Problem, start: Strategy | None) -> tuple[tuple[str, Strategy], ...]:
+def _best_of_starts(
+    task: SearchTask, starts: Sequence[tuple[str, Strategy]]
+) -> tuple[tuple[bool, float], tuple[str, Strategy]]:
+    """The rank of the best of some strategies, simulated as the task shards them, and that one."""
+    ranked = [
+        (rank(task.evaluator.evaluate(task.sharded(strategy))), index)
+        for index, (_, strategy) in enumerate(starts)
+    ]
+    best, index = min(ranked)
+    return best, starts[index]
+
+
+def _large_data_parallelism(problem: Problem) -> list[tuple[str, Strategy]]:
+    """Data parallelism by name, if the model's state is more than a quarter of the smallest memory."""
+    graph, cluster = problem.graph, problem.cluster
+    trained = sum(t.num_bytes for t in graph.tensors if t.role is TensorRole.PARAMETER and t.requires_grad)
+    state_bytes = (2 + problem.options.state_per_parameter_byte) * trained
+    smallest_bytes = min(cluster.device_types[device.type].memory_bytes for device in cluster.devices)
+    if graph.batch_size < cluster.num_devices or 4 * state_bytes <= smallest_bytes:
+        return []
+    return [(_DATA_PARALLEL, data_parallel(graph, cluster))]
+
+
+def sharded_data_parallelism(task: SearchTask) -> tuple[tuple[str, Strategy], ...]:
+    """Data parallelism under each sharding, by name; nothing where there are no collectives, or one device.
+
+    Raises:
+        StrategyError: The batch is smaller than the number of devices.
+    """
+    problem = task.problem
+    if problem.options.paper or problem.cluster.num_devices < 2:
+        return ()
+    unsharded = data_parallel(problem.graph, problem.cluster)
+    wanted = [task.sharding] if task.sharding is not Sharding.NONE else list(Sharding)[1:]
+    return tuple((f"{FSDP}-{sharding}", replace(unsharded, sharding=sharding)) for sharding in wanted)
+
+
+def starts_for(task: SearchTask, start: Strategy | None) -> tuple[tuple[str, Strategy], ...]:
     """`start` alone, under a name that tells it from others; without it all of `starting_strategies`.
+
+    Sharded as the task says, unless `start` shards something itself.
 
     Raises:
         StrategyError: `start` does not fit the graph or the cluster.
     """
+    problem = task.problem
     if start is None:
-        return starting_strategies(problem)
+        found = starting_strategies(problem)
+        return tuple((task.named(name), task.sharded(strategy)) for name, strategy in found)
     check_strategy(problem.graph, problem.cluster.num_devices, start)
+    start = task.sharded(start)
     digest = hashlib.sha256(repr(start).encode()).hexdigest()
     return ((f"strategy {digest[:16]}", start),)
 

@@ -282,7 +282,7 @@ def _starts(
     for number in range(settings.num_random_starts if starts else max(1, settings.num_random_starts)):
         rng = np.random.default_rng((task.seed, 0, number))
         starts.append(Start(f"random-{number}", proposals.strategy(rng)))
-    return tuple(starts)
+    return tuple(Start(task.named(name), task.sharded(strategy)) for name, strategy in starts)
 
 
 def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Start, ...]) -> Signature:

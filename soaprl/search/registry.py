@@ -10,6 +10,7 @@ from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
 from soaprl.search.exhaustive import search_exhaustive
 from soaprl.search.experts import (
+    FSDP,
     as_experts,
     refusal_prefix,
     search_gnmt_expert,
@@ -21,7 +22,7 @@ from soaprl.search.experts import (
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.optcnn import search_optcnn
-from soaprl.search.sharded import FSDP, search_fsdp, under_sharding
+from soaprl.search.sharded import search_fsdp
 from soaprl.search.simple import (
     search_data_parallel,
     search_model_parallel,
@@ -241,10 +242,8 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
         raise SearchError(
             f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
         )
-    if start.sharding is Sharding.NONE:
-        return method.started(task, start)
-    found = method.started(under_sharding(task, start.sharding), start)
-    return replace(found, strategy=replace(found.strategy, sharding=start.sharding))
+    sharding = task.sharding if start.sharding is Sharding.NONE else start.sharding
+    return method.started(replace(task, sharding=sharding), start)
 
 
 def _metropolis(task: SearchTask) -> SearchResult:
@@ -253,7 +252,7 @@ def _metropolis(task: SearchTask) -> SearchResult:
 
 def _metropolis_from(task: SearchTask, start: Strategy) -> SearchResult:
     """From data parallelism, from the given strategy and from a random one, but not from experts."""
-    return metropolis(task, experts=as_experts(starts_for(task.problem, start)))
+    return metropolis(task, experts=as_experts(starts_for(task, start)))
 
 
 def _metropolis_chains(
@@ -283,6 +282,7 @@ def compare(
     seeds: Iterable[int] = (0,),
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
+    sharding: Sharding = Sharding.NONE,
 ) -> list[SearchResult | Skipped]:
     """Every method under the same budget; iterative ones once for each seed.
 
@@ -301,7 +301,14 @@ def compare(
         if method.iterative:
             budget.require_limit(method.name)
     seeds = tuple(seeds)
-    task = SearchTask(problem=problem, evaluator=evaluator, budget=budget, clock=clock, progress=progress)
+    task = SearchTask(
+        problem=problem,
+        evaluator=evaluator,
+        budget=budget,
+        clock=clock,
+        progress=progress,
+        sharding=sharding,
+    )
     found: list[SearchResult | Skipped] = []
     for method in chosen:
         for seed in seeds if method.iterative else seeds[:1]:

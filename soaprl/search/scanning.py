@@ -30,7 +30,7 @@ class ScanningEvaluator(BoundedEvaluator, Protocol):
         """See `soaprl.simulator.Simulator.scan`."""
         ...
 
-    def pattern_numbers(self, owner: object, count: int) -> NDArray[np.int64]:
+    def pattern_numbers(self, owner: object, strategy: Strategy, count: int) -> NDArray[np.int64]:
         """See `soaprl.simulator.Simulator.pattern_numbers`."""
         ...
 
@@ -41,14 +41,15 @@ class Scanner:
     Args:
         evaluator: Scans.
         proposals: Draws the blocks.
+        strategy: What the chain stands at; all that follow shard what it does.
     """
 
-    def __init__(self, evaluator: ScanningEvaluator, proposals: Proposals) -> None:
+    def __init__(self, evaluator: ScanningEvaluator, proposals: Proposals, strategy: Strategy) -> None:
         self._evaluator, self._proposals = evaluator, proposals
         tables = proposals.tables
         ties = [proposals.tied(o) for o in range(len(tables))]
         self._first = np.cumsum([0, *map(len, tables)], dtype=np.int64)[:-1]
-        self._patterns = evaluator.pattern_numbers(proposals, sum(map(len, tables)))
+        self._patterns = evaluator.pattern_numbers(proposals, strategy, sum(map(len, tables)))
         self._tie_begin = np.cumsum([0, *map(len, ties)], dtype=np.int64)
         self._ties = np.array([member for group in ties for member in group], np.int64)
         self._is_tied = np.array([len(group) > 1 for group in ties])

@@ -45,7 +45,7 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
     number, initial_time_s, interrupted = 0, 0.0, False
     try:
         while not task.budget.spent(number, now):
-            strategy = proposals.strategy(rng)
+            strategy = task.sharded(proposals.strategy(rng))
             evaluation = task.evaluator.evaluate(strategy)
             now = task.clock() - origin
             best = improved(best, strategy, evaluation, number=number + 1, elapsed_s=now)
@@ -71,11 +71,14 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
 
 
 def best_of(task: SearchTask, method: str, strategies: Sequence[Strategy]) -> SearchResult:
-    """The best of a few strategies, each evaluated once; some of them if the budget ends before."""
+    """The best of a few strategies, each evaluated once; some of them if the budget ends before.
+
+    They are sharded as the task says.
+    """
     origin = task.clock()
     best: Best | None = None
     number, initial_time_s, now = 0, 0.0, 0.0
-    for strategy in strategies:
+    for strategy in map(task.sharded, strategies):
         if number and task.budget.spent(number, now):
             break
         evaluation = task.evaluator.evaluate(strategy)

@@ -15,7 +15,7 @@ from soaprl.atomic import write_text_atomic
 from soaprl.errors import SearchError
 from soaprl.search.task import Evaluation
 from soaprl.strategy.files import describe_validation_error
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 
 FORMAT = "soaprl-search-state"
 VERSION = 1
@@ -28,12 +28,13 @@ class _Strict(BaseModel):
 
 
 class StrategyState(_Strict):
-    """A strategy and what the simulator said: (degrees, devices) for each operator."""
+    """A strategy and what the simulator said: (degrees, devices) for each operator, what is sharded."""
 
     configs: list[tuple[tuple[int, ...], tuple[int, ...]]]
     iteration_time_s: float
     peak_memory_bytes: int
     feasible: bool
+    sharding: Sharding = Sharding.NONE
 
 
 class ChainState(_Strict):
@@ -144,12 +145,14 @@ def pack(strategy: Strategy, evaluation: Evaluation) -> StrategyState:
         iteration_time_s=evaluation.iteration_time_s,
         peak_memory_bytes=int(evaluation.peak_memory_bytes),
         feasible=bool(evaluation.feasible),
+        sharding=strategy.sharding,
     )
 
 
 def unpack(state: StrategyState) -> Strategy:
     """The strategy that the file holds."""
-    return Strategy(tuple(OpConfig(degrees, devices) for degrees, devices in state.configs))
+    configs = tuple(OpConfig(degrees, devices) for degrees, devices in state.configs)
+    return Strategy(configs, state.sharding)
 
 
 def save_state(path: Path, state: SearchState | ChainsState | SteppedState) -> None:

@@ -198,7 +198,7 @@ def moved_together(strategy: Strategy, group: tuple[int, ...], operator: int, co
     for member in group:
         if configs[member] == old:
             configs[member] = config
-    return Strategy(tuple(configs))
+    return replace(strategy, configs=tuple(configs))
 
 
 def _position(task: SearchTask, procedure: Procedure[S], signature: Signature) -> tuple[_Position[S], float]:

@@ -1,7 +1,7 @@
 """What a search is asked for, and what it answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from soaprl.errors import SearchError
 from soaprl.simulator.problem import Problem
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 
 class Evaluation(Protocol):
@@ -135,6 +135,7 @@ class SearchTask:
         progress: Told where the search stands.
         state_path: Where an iterative method keeps its state; None: nowhere.
         resume: Whether to go on from the state at `state_path`.
+        sharding: What the strategies shard that the method begins with; changes of a strategy keep its own.
     """
 
     problem: Problem
@@ -145,6 +146,17 @@ class SearchTask:
     progress: Progress | None = None
     state_path: Path | None = None
     resume: bool = False
+    sharding: Sharding = Sharding.NONE
+
+    def sharded(self, strategy: Strategy) -> Strategy:
+        """`strategy` as the task has it sharded; one that shards something already stays as it is."""
+        if self.sharding is Sharding.NONE or strategy.sharding is not Sharding.NONE:
+            return strategy
+        return replace(strategy, sharding=self.sharding)
+
+    def named(self, name: str) -> str:
+        """The name of a strategy to begin with, which tells it from others of another sharding."""
+        return name if self.sharding is Sharding.NONE else f"{name} ({self.sharding})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,7 @@ class Simulator:
         self.problem = problem
         self.engine = Engine(problem)
         self._engines = {Sharding.NONE: self.engine}
-        self._owner: object = None
-        self._pattern_numbers: IntArray = np.zeros(0, np.int64)
+        self._pattern_numbers: dict[Engine, tuple[object, IntArray]] = {}
 
     def evaluate(self, strategy: Strategy) -> Evaluation:
         """Simulates one iteration under `strategy`.
@@ -77,16 +76,20 @@ class Simulator:
         """
         return self._engine_of(strategy).scan(strategy, candidates, first, end, scale)
 
-    def pattern_numbers(self, owner: object, count: int) -> IntArray:
+    def pattern_numbers(self, owner: object, strategy: Strategy, count: int) -> IntArray:
         """What `Rows.patterns` of an owner of degree vectors is to be: the same array whenever it asks.
 
         Args:
             owner: Whose degree vectors they are; compared by identity.
+            strategy: What the candidates will be changes of.
             count: How many they are.
         """
-        if self._owner is not owner:
-            self._owner, self._pattern_numbers = owner, np.full(count, -1, np.int64)
-        return self._pattern_numbers
+        engine = self._engine_of(strategy)
+        known_owner, numbers = self._pattern_numbers.get(engine, (None, np.zeros(0, np.int64)))
+        if known_owner is not owner:
+            numbers = np.full(count, -1, np.int64)
+            self._pattern_numbers[engine] = owner, numbers
+        return numbers
 
     def _engine_of(self, strategy: Strategy) -> Engine:
         """The engine for the strategy's sharding, which becomes the one at hand."""

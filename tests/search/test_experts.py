@@ -16,7 +16,7 @@ from soaprl.search.task import Budget, ProgressReport, SearchResult
 from soaprl.simulator import Evaluation, Problem, Simulator
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.experts_megatron import megatron, megatron_degrees
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 from tests.search.synthetic import Synthetic, toy_problem, toy_task
 from tests.toys import chain
 
@@ -218,4 +218,6 @@ def test_starts_have_names_that_tell_them_apart() -> None:
         search(method, toy_task(problem, Synthetic())).strategy
         for method in ("single-device", "data-parallel")
     )
-    assert starts_for(problem, one)[0][0] != starts_for(problem, other)[0][0]
+    sharded = replace(one, sharding=Sharding.ZERO1)
+    task = toy_task(problem, Synthetic())
+    assert len({starts_for(task, start)[0][0] for start in (one, other, sharded)}) == 3

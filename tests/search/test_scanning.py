@@ -12,7 +12,7 @@ from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import Evaluation, improved
 from soaprl.simulator import Problem, Simulator
 from soaprl.strategy.baselines import data_parallel
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 from tests.toys import chain as toy_chain
 from tests.toys import tied as toy_tied
 
@@ -28,9 +28,14 @@ class OneByOne:
 
 
 def walked(
-    problem: Problem, evaluator: OneByOne | Simulator, settings: ProposalSettings, steps: float, beta: float
+    problem: Problem,
+    evaluator: OneByOne | Simulator,
+    settings: ProposalSettings,
+    steps: float,
+    beta: float,
+    sharding: Sharding = Sharding.NONE,
 ) -> tuple[Chain, list[int]]:
-    start = data_parallel(problem.graph, problem.cluster)
+    start = replace(data_parallel(problem.graph, problem.cluster), sharding=sharding)
     evaluation = Simulator(problem).evaluate(start)
     best = improved(None, start, evaluation, number=1, elapsed_s=0.0)
     visited: list[int] = []
@@ -63,6 +68,25 @@ def test_a_scanning_chain_is_the_same_draw_for_draw(graph: str, beta: float, tie
     assert every == list(range(1, 1501))
     assert visited[-1] == 1500
     assert visited == sorted(visited)
+
+
+def test_chains_of_several_shardings_scan_with_one_simulator_and_the_same_proposals() -> None:
+    graph = toy_chain(num_operators=6, sample=64, channel=64)
+    problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
+    simulator, settings = Simulator(problem), ProposalSettings()
+    evaluator = Simulator(problem)
+    proposals = Proposals(graph, 4, settings)
+    count = sum(map(len, proposals.tables))
+    arrays = [
+        simulator.pattern_numbers(proposals, Strategy((), sharding), count)
+        for sharding in (*Sharding, *Sharding)
+    ]
+    assert len({id(array) for array in arrays}) == len(Sharding)
+    for sharding in (Sharding.ZERO3, Sharding.NONE, Sharding.ZERO1, Sharding.ZERO3):
+        scanned, _ = walked(problem, evaluator, settings, 600, 300.0, sharding)
+        single, _ = walked(problem, OneByOne(problem), settings, 600, 300.0, sharding)
+        assert scanned == single
+        assert scanned.current.sharding is scanned.best.strategy.sharding is sharding
 
 
 def test_a_chain_that_does_not_fit_in_memory_at_first_is_the_same_too() -> None:

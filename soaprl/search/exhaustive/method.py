@@ -32,6 +32,7 @@ from soaprl.search.exhaustive.state import (
 )
 from soaprl.search.exhaustive.tables import BoundTables, bound_tables, choosing_order
 from soaprl.search.exhaustive.trips import Trips, make_trips
+from soaprl.search.experts import refusal_prefix
 from soaprl.search.proposals import tied_groups
 from soaprl.search.task import (
     Best,
@@ -43,7 +44,7 @@ from soaprl.search.task import (
     search_result,
 )
 from soaprl.strategy.baselines import data_parallel, single_device
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 
 METHOD = "exhaustive"
 ROUNDING = 1e-9
@@ -135,10 +136,15 @@ def prove_optimum(task: SearchTask, settings: ExhaustiveSettings | None = None) 
     returned with the bound that is proved.
 
     Raises:
-        SearchError: The space is too large to be listed, or the state file is missing or belongs to another
-            search.
+        SearchError: The space is too large to be listed, the task asks for a sharding, or the state file is
+            missing or belongs to another search.
         OutputError: The state file cannot be written.
     """
+    if task.sharding is not Sharding.NONE:
+        raise SearchError(
+            f"{refusal_prefix(METHOD)}its lower bounds are of strategies without sharding, and"
+            f" {task.sharding.value} is asked for."
+        )
     search = _Search(task, settings or ExhaustiveSettings())
     return search.run()
 

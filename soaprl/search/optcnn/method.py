@@ -77,7 +77,10 @@ def as_strategy(choices: tuple[Variable, ...], values: tuple[int, ...]) -> Strat
 
 
 def search_optcnn(task: SearchTask, settings: OptcnnSettings | None = None) -> SearchResult:
-    """The strategy of `plan_optcnn`, simulated once; the last report's stage says whether it is exact."""
+    """The strategy of `plan_optcnn`, simulated once; the last report's stage says whether it is exact.
+
+    Its objective knows no sharding: if the task asks for one, it is of the strategy that is best without.
+    """
     origin, report_s = task.clock(), 0.0
 
     def visit(done: int, of: int) -> None:
@@ -88,9 +91,10 @@ def search_optcnn(task: SearchTask, settings: OptcnnSettings | None = None) -> S
             task.progress(_report(f"costs {done} of {of}", elapsed_s))
 
     plan = plan_optcnn(task.problem, settings, visit=visit)
-    evaluation = task.evaluator.evaluate(plan.strategy)
+    strategy = task.sharded(plan.strategy)
+    evaluation = task.evaluator.evaluate(strategy)
     elapsed_s = task.clock() - origin
-    best = improved(None, plan.strategy, evaluation, number=1, elapsed_s=elapsed_s)
+    best = improved(None, strategy, evaluation, number=1, elapsed_s=elapsed_s)
     if task.progress is not None:
         task.progress(
             ProgressReport(
