@@ -42,6 +42,8 @@ def graph_fingerprint(graph: OperatorGraph) -> str:
     content = graph_to_dict(graph)
     for irrelevant in ("name", "notes", "literals"):
         content.pop(irrelevant, None)
+    for tensor in content["tensors"]:
+        tensor.pop("sample_dims", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,6 +87,9 @@ def graph_to_dict(graph: OperatorGraph) -> dict[str, Any]:
     content = {"format": FORMAT, "version": VERSION, **_record(graph)}
     if not graph.literals:
         del content["literals"]
+    for tensor in content["tensors"]:
+        if not tensor["sample_dims"]:
+            del tensor["sample_dims"]
     return content
 
 
@@ -146,7 +151,13 @@ def graph_from_dict(content: dict[str, Any]) -> OperatorGraph:
 def _tensor(item: dict[str, Any]) -> Tensor:
     refined = tuple(tuple(p) for p in item["refined"])
     return Tensor(
-        **{**item, "role": TensorRole(item["role"]), "refined": refined, "aliases": tuple(item["aliases"])}
+        **{
+            **item,
+            "role": TensorRole(item["role"]),
+            "refined": refined,
+            "aliases": tuple(item["aliases"]),
+            "sample_dims": tuple(item.get("sample_dims", ())),
+        }
     )
 
 

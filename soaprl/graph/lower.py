@@ -119,7 +119,7 @@ class _Lowering:
 
     def result(self) -> Lowered:
         return Lowered(
-            tensors=tuple(self.tensors),
+            tensors=self.marked_tensors(),
             operators=tuple(op for op, _ in self.operators),
             pointwise=tuple(rule.pointwise for _, rule in self.operators),
             additive=tuple(rule.additive for _, rule in self.operators),
@@ -132,6 +132,16 @@ class _Lowering:
             ),
             unknown=dict(self.unknown),
             failed=self.failed,
+        )
+
+    def marked_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors, each with the dimensions that run over the samples of the batch."""
+        sample_dims: dict[int, list[int]] = {}
+        for value, dim in sorted(self.context.sample):
+            sample_dims.setdefault(self.context.tensor_of[value], []).append(dim)
+        return tuple(
+            replace(tensor, sample_dims=tuple(sample_dims.get(number, ())))
+            for number, tensor in enumerate(self.tensors)
         )
 
     def is_constant(self, results: tuple[int, ...]) -> bool:

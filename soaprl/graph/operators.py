@@ -39,6 +39,7 @@ class Tensor:
         refined: For each stored dimension, the extents of its refined dimensions, outermost first.
         requires_grad: Whether gradients flow to it.
         aliases: Further state-dict names of the same storage (tied parameters).
+        sample_dims: The refined dimensions that run over the samples of the batch.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Tensor:
     refined: tuple[tuple[int, ...], ...]
     requires_grad: bool
     aliases: tuple[str, ...] = ()
+    sample_dims: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
