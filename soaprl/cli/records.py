@@ -56,6 +56,8 @@ def make_record(prepared: Prepared, result: SearchResult, budget: Budget) -> Str
         ),
         predicted_iteration_time_s=result.evaluation.iteration_time_s,
         sharding=result.strategy.sharding,
+        micro_batches=result.strategy.micro_batches,
+        schedule=result.strategy.schedule,
         operators=operator_records(graph, result.strategy),
     )
 

@@ -40,8 +40,8 @@ def micro_batch(graph: OperatorGraph, num_micro_batches: int) -> OperatorGraph:
         return graph
     if num_micro_batches < 1 or graph.batch_size % num_micro_batches:
         raise GraphError(
-            f"{graph.name!r}: expected a number of micro-batches that divides the batch of {graph.batch_size},"
-            f" found {num_micro_batches}. Change one of them."
+            f"{graph.name!r}: expected a number of micro-batches that divides the batch of"
+            f" {graph.batch_size}, found {num_micro_batches}. Change one of them."
         )
     sample_dims = _sample_dims(graph)
     tensors = tuple(
@@ -174,9 +174,7 @@ class _Dividing:
             result_dims.append(self._uses(operator, smaller, divided, uses, extents))
         shapes = {
             tuple(use.extent for use in old): tuple(use.extent for use in new)
-            for old, new in zip(
-                (*call.result_dims, *call.arg_dims), (*result_dims, *arg_dims), strict=True
-            )
+            for old, new in zip((*call.result_dims, *call.arg_dims), (*result_dims, *arg_dims), strict=True)
         }
         return replace(
             call,
@@ -207,9 +205,7 @@ class _Dividing:
                 found.append(replace(use, extent=extent))
         return tuple(found)
 
-    def _whole_extents(
-        self, smaller: Operator, divided: set[int], ref: Ref, before: list[Call]
-    ) -> list[int]:
+    def _whole_extents(self, smaller: Operator, divided: set[int], ref: Ref, before: list[Call]) -> list[int]:
         """The extents of an argument's dimensions."""
         if ref.source == "call":
             assert ref.layout is not None, "arguments from calls have a layout"
@@ -244,9 +240,7 @@ class _Dividing:
 
     def constant(self, call: Call, results: tuple[int, ...]) -> Call:
         """A call that makes constants."""
-        shapes = {
-            self.graph.tensors[t].shape: self.tensors[t].shape for t in results if self.sample_dims[t]
-        }
+        shapes = {self.graph.tensors[t].shape: self.tensors[t].shape for t in results if self.sample_dims[t]}
         if not shapes:
             return call
         refs = list(_refs((*call.args, *(value for _, value in call.kwargs))))
@@ -272,7 +266,8 @@ class _Dividing:
         )
 
     def _stored(self, ref: Ref) -> list[int]:
-        assert ref.source == "tensor" and ref.layout is not None, "constants are made from tensors"
+        assert ref.source == "tensor", "constants are made from tensors"
+        assert ref.layout is not None, "tensors have a layout"
         shape = self.tensors[ref.index].refined_shape
         return [prod(_extent(piece, shape) for piece in dim) for dim in ref.layout]
 

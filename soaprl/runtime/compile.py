@@ -62,7 +62,8 @@ def compile_program(
         fingerprint: Of `graph`, where the caller already has it.
 
     Raises:
-        StrategyError: The strategy does not fit the graph or the number of ranks, or shards its state.
+        StrategyError: The strategy does not fit the graph or the number of ranks, shards its state, or cuts
+            the batch into micro-batches.
         GraphError: The graph has no loss of one element that an operator computes.
     """
     named = 1 + max((d for config in strategy.configs for d in config.devices), default=0)
@@ -77,6 +78,12 @@ def compile_program(
         raise StrategyError(
             f"the strategy for {graph.name!r} shards its state ({strategy.sharding.value}), which can be"
             " simulated but not run: expected a strategy without sharding."
+        )
+    if not strategy.is_whole:
+        raise StrategyError(
+            f"the strategy for {graph.name!r} cuts the batch into {strategy.micro_batches} micro-batches"
+            f" (schedule {strategy.schedule.value}), which can be simulated but not run: expected a strategy"
+            " without micro-batches."
         )
     options = options or CompileOptions()
     return Program(

@@ -11,6 +11,7 @@ from soaprl.strategy.candidates import (
     legal_degrees,
 )
 from soaprl.strategy.files import StrategyRecord, load_strategy, operator_records, save_strategy
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.text import export_dot, export_text, group_operators
 from soaprl.strategy.validation import check_config, check_strategy
@@ -20,6 +21,7 @@ __all__ = [
     "DegreeLimits",
     "DeviceGroup",
     "OpConfig",
+    "Schedule",
     "Sharding",
     "Strategy",
     "StrategyRecord",

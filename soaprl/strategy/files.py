@@ -9,15 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.cluster import Cluster
 from soaprl.errors import StrategyError
 from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import Operator, OperatorGraph
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
-from soaprl.strategy.validation import check_config
+from soaprl.strategy.validation import check_strategy
 
 FORMAT = "soaprl-strategy"
 VERSION = 1
@@ -77,10 +85,19 @@ class FoundBy(_Strict):
 
 
 class OperatorRecord(_Strict):
-    """One operator's configuration: degrees above 1 by factor name, and a device for each task."""
+    """One operator's configuration: degrees above 1 by factor name, a device for each task, and its stage."""
 
     degrees: dict[str, int] = {}
     devices: tuple[int, ...]
+    stage: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a stage where there is none, as earlier versions wrote it."""
+        content: dict[str, Any] = plain(self)
+        if self.stage is None:
+            del content["stage"]
+        return content
 
 
 class StrategyRecord(_Strict):
@@ -98,6 +115,8 @@ class StrategyRecord(_Strict):
         predicted_iteration_time_s: What the simulator said; None if it was not simulated.
         sharding: What is sharded over the devices that hold the same parameters; files without it shard
             nothing.
+        micro_batches: Into how many parts the batch is cut, one after the other; files without it: one.
+        schedule: In which order stages do the passes of micro-batches; files without it: in none.
         operators: Configurations by operator name.
     """
 
@@ -111,7 +130,19 @@ class StrategyRecord(_Strict):
     found_by: FoundBy
     predicted_iteration_time_s: float | None = None
     sharding: Sharding = Sharding.NONE
+    micro_batches: int = 1
+    schedule: Schedule = Schedule.NONE
     operators: dict[str, OperatorRecord]
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Earlier versions know neither sharding nor micro-batches, and can read what has none."""
+        content: dict[str, Any] = plain(self)
+        if self.sharding is Sharding.NONE:
+            del content["sharding"]
+        if self.micro_batches == 1 and self.schedule is Schedule.NONE:
+            del content["micro_batches"], content["schedule"]
+        return content
 
     def bind(self, graph: OperatorGraph, cluster: Cluster, *, fingerprint: str | None = None) -> Strategy:
         """The strategy for `graph` on `cluster`.
@@ -123,16 +154,16 @@ class StrategyRecord(_Strict):
 
         Raises:
             StrategyError: The strategy belongs to another graph, names an unknown factor, has an illegal
-                degree or device, or its devices are not as many as its degrees say.
+                degree or device, its devices are not as many as its degrees say, or its micro-batches or
+                stages are none of this graph.
         """
         self._check_graph(graph, fingerprint or graph_fingerprint(graph))
         self._check_devices(cluster)
-        configs = []
-        for operator in graph.operators:
-            config = _config(operator, self.operators[operator.name])
-            check_config(operator, config, cluster.num_devices)
-            configs.append(config)
-        return Strategy(tuple(configs), self.sharding)
+        configs = tuple(_config(operator, self.operators[operator.name]) for operator in graph.operators)
+        stages = tuple(s for o in graph.operators if (s := self.operators[o.name].stage) is not None)
+        strategy = Strategy(configs, self.sharding, self.micro_batches, self.schedule, stages)
+        check_strategy(graph, cluster.num_devices, strategy)
+        return strategy
 
     def _check_devices(self, cluster: Cluster) -> None:
         """A strategy of a larger cluster is told as such, and not by its first device that is not there."""
@@ -165,9 +196,10 @@ class StrategyRecord(_Strict):
 def operator_records(graph: OperatorGraph, strategy: Strategy) -> dict[str, OperatorRecord]:
     """What a file holds for each operator, by name."""
     records = {}
-    for operator, config in zip(graph.operators, strategy.configs, strict=True):
+    stages = strategy.stages or (None,) * len(graph.operators)
+    for operator, config, stage in zip(graph.operators, strategy.configs, stages, strict=True):
         degrees = {f.name: d for f, d in zip(operator.factors, config.degrees, strict=True) if d > 1}
-        records[operator.name] = OperatorRecord(degrees=degrees, devices=config.devices)
+        records[operator.name] = OperatorRecord(degrees=degrees, devices=config.devices, stage=stage)
     return records
 
 
@@ -179,9 +211,6 @@ def save_strategy(path: str | Path, record: StrategyRecord) -> None:
     """
     content = record.model_dump(mode="json")
     operators = content.pop("operators")
-    if record.sharding is Sharding.NONE:
-        # Earlier versions know no sharding, and can read what has none.
-        del content["sharding"]
     # One line for each operator: a whole strategy can be read and compared line by line.
     head = json.dumps(content, indent=2)[: -len("\n}")]
     rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in operators.items())

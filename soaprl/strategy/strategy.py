@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
+from soaprl.strategy.schedules import Schedule
+
 
 @dataclass(frozen=True, slots=True)
 class OpConfig:
@@ -43,15 +45,35 @@ class Sharding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """One configuration for each operator of a graph, in the graph's order, and how state is sharded.
+    """One configuration for each operator of a graph, in the graph's order, and how batch and state are cut.
+
+    With several micro-batches an operator has its configuration for each of them, and sample degrees cut a
+    micro-batch.
 
     Attributes:
         configs: The configurations.
         sharding: What is sharded over the devices that hold the same parameters.
+        micro_batches: Into how many equal parts the batch is cut, one after the other.
+        schedule: In which order stages do the passes of micro-batches.
+        stages: With a schedule, the stage of each operator: from 0 on, never less than that of the operator
+            before. Empty: one stage.
     """
 
     configs: tuple[OpConfig, ...]
     sharding: Sharding = Sharding.NONE
+    micro_batches: int = 1
+    schedule: Schedule = Schedule.NONE
+    stages: tuple[int, ...] = ()
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return self.stages[-1] + 1 if self.stages else 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the batch is not cut and passes are in no order."""
+        return self.micro_batches == 1 and self.schedule is Schedule.NONE
 
     def replaced(self, operator: int, config: OpConfig) -> "Strategy":
         """This strategy with another configuration for the operator with index `operator`."""

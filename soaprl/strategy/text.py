@@ -8,6 +8,7 @@ from itertools import groupby
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.factors import FactorKind
 from soaprl.graph.operators import Operator, OperatorGraph
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.validation import check_strategy
 
@@ -70,19 +71,20 @@ def group_operators(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) 
     """
     check_strategy(graph, cluster.num_devices, strategy)
     pairs = zip(graph.operators, strategy.configs, strict=True)
+    stages = strategy.stages or (0,) * len(graph.operators)
     rows = [
-        (index, operator, describe_split(operator, config), config.devices)
+        (index, operator, describe_split(operator, config), config.devices, stages[index])
         for index, (operator, config) in enumerate(pairs)
     ]
     groups = []
-    for (split, devices), members in groupby(rows, key=lambda row: row[2:]):
+    for (split, devices, _), members in groupby(rows, key=lambda row: row[2:]):
         run = list(members)
         groups.append(
             OperatorGroup(
                 first=run[0][0],
                 last=run[-1][0],
-                operators=tuple(operator.name for _, operator, _, _ in run),
-                kinds=tuple(dict.fromkeys(operator.kind for _, operator, _, _ in run)),
+                operators=tuple(operator.name for _, operator, *_ in run),
+                kinds=tuple(dict.fromkeys(operator.kind for _, operator, *_ in run)),
                 split=split,
                 devices=describe_devices(devices, cluster),
             )
@@ -97,6 +99,7 @@ def export_text(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> s
         f"strategy for {graph.name} (batch {graph.batch_size}) on {cluster.name}"
         f" ({_counted(cluster.num_devices, 'device')})",
         *_sharding(strategy),
+        *_micro_batches(strategy),
         "",
         *_summary(graph, strategy),
         "",
@@ -111,7 +114,9 @@ def export_dot(graph: OperatorGraph, cluster: Cluster, strategy: Strategy) -> st
     """The operator graph in Graphviz' language; operators on the same devices share a color."""
     check_strategy(graph, cluster.num_devices, strategy)
     colors: dict[frozenset[int], str] = {}
-    shards = "" if strategy.sharding is Sharding.NONE else f" ({strategy.sharding})"
+    properties = [] if strategy.sharding is Sharding.NONE else [str(strategy.sharding)]
+    properties += [] if strategy.is_whole else [f"{strategy.micro_batches} x {strategy.schedule}"]
+    shards = f" ({', '.join(properties)})" if properties else ""
     lines = [f"digraph {_quoted(graph.name + shards)} {{", '  node [shape=box, style="filled,rounded"];']
     for index, (operator, config) in enumerate(zip(graph.operators, strategy.configs, strict=True)):
         color = colors.setdefault(frozenset(config.devices), _COLORS[len(colors) % len(_COLORS)])
@@ -136,6 +141,15 @@ def _sharding(strategy: Strategy) -> list[str]:
     if strategy.sharding is Sharding.NONE:
         return []
     return [f"devices that hold the same parameters shard {kept[strategy.sharding]} ({strategy.sharding})"]
+
+
+def _micro_batches(strategy: Strategy) -> list[str]:
+    """A line that says how the batch is cut over time, if it is."""
+    if strategy.is_whole:
+        return []
+    stages = _counted(strategy.num_stages, "stage")
+    order = "in no order" if strategy.schedule is Schedule.NONE else f"{strategy.schedule} over {stages}"
+    return [f"{strategy.micro_batches} micro-batch{'' if strategy.micro_batches == 1 else 'es'}, {order}"]
 
 
 def _summary(graph: OperatorGraph, strategy: Strategy) -> list[str]:

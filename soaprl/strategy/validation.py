@@ -2,6 +2,7 @@
 
 from soaprl.errors import StrategyError
 from soaprl.graph.operators import Operator, OperatorGraph
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Strategy
 
 
@@ -35,6 +36,36 @@ def check_strategy(graph: OperatorGraph, num_devices: int, strategy: Strategy) -
         )
     for operator, config in zip(graph.operators, strategy.configs, strict=True):
         check_config(operator, config, num_devices)
+    if not strategy.is_whole or strategy.stages:
+        _check_micro_batches(graph, strategy)
+
+
+def _check_micro_batches(graph: OperatorGraph, strategy: Strategy) -> None:
+    """Raises `StrategyError` unless the batch can be cut so, and the stages are stages of `graph`."""
+    number, stages = strategy.micro_batches, strategy.stages
+    if number < 1 or graph.batch_size % number:
+        raise StrategyError(
+            f"strategy for {graph.name!r}: expected a number of micro-batches that divides the batch of"
+            f" {graph.batch_size}, found {number}."
+        )
+    if stages and strategy.schedule is Schedule.NONE:
+        raise StrategyError(
+            f"strategy for {graph.name!r}: expected a schedule, {Schedule.GPIPE.value!r} or"
+            f" {Schedule.ONE_F_ONE_B.value!r}, for its {strategy.num_stages} stages, found none."
+        )
+    if stages and len(stages) != len(graph.operators):
+        raise StrategyError(
+            f"strategy for {graph.name!r}: expected {len(graph.operators)} stages, one for each operator,"
+            f" found {len(stages)}."
+        )
+    last = 0
+    for operator, stage in zip(graph.operators, stages, strict=bool(stages)):
+        if stage not in (last, last + 1) or (operator is graph.operators[0] and stage != 0):
+            raise StrategyError(
+                f"operator {operator.name!r}: expected stage {last} or {last + 1}, found {stage}. Stages"
+                " begin with 0 and follow one another in the order of the operators."
+            )
+        last = stage
 
 
 def _check_degrees(operator: Operator, config: OpConfig) -> None:

@@ -22,6 +22,7 @@ from soaprl.strategy.files import (
     operator_records,
     save_strategy,
 )
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.text import export_dot, export_text
 from tests.toys import chain, diamond, split, uniform_cluster
@@ -42,6 +43,8 @@ def record_of(
         found_by=FoundBy(method="mcmc", seed=3, budget_evaluations=10, versions={"soaprl": "0"}),
         predicted_iteration_time_s=time_s,
         sharding=strategy.sharding,
+        micro_batches=strategy.micro_batches,
+        schedule=strategy.schedule,
         operators=operator_records(graph, strategy),
     )
 
@@ -226,3 +229,50 @@ def test_replacing_a_configuration_keeps_the_sharding() -> None:
     graph = chain()
     strategy = replace(data_parallel(graph, CLUSTER), sharding=Sharding.ZERO2)
     assert strategy.replaced(0, split(graph, 0, (1,))).sharding is Sharding.ZERO2
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+def test_micro_batches_and_stages_survive_the_file(tmp_path: Path, schedule: Schedule) -> None:
+    graph, path = chain(num_operators=3), tmp_path / "strategy.json"
+    stages = () if schedule is Schedule.NONE else (0, 0, 1)
+    strategy = replace(
+        data_parallel(graph, uniform_cluster(2)), micro_batches=2, schedule=schedule, stages=stages
+    )
+    save_strategy(path, record_of(graph, strategy))
+    assert load_strategy(path).bind(graph, CLUSTER) == strategy
+    assert json.loads(path.read_text())["micro_batches"] == 2
+    order = "in no order" if schedule is Schedule.NONE else f"{schedule.value} over 2 stages"
+    assert f"2 micro-batches, {order}" in export_text(graph, CLUSTER, strategy)
+    assert f"2 x {schedule.value}" in export_dot(graph, CLUSTER, strategy)
+
+
+def test_a_file_without_micro_batches_is_what_earlier_versions_wrote(tmp_path: Path) -> None:
+    content = saved(tmp_path / "strategy.json")
+    assert not {"micro_batches", "schedule"} & content.keys()
+    assert all("stage" not in row for row in content["operators"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batches": 3}, "expected a number of micro-batches that divides the batch of 4, found 3"),
+        (
+            {"micro_batches": 2, "schedule": "zigzag"},
+            "at schedule: Input should be 'none', 'gpipe' or '1f1b'",
+        ),
+    ],
+)
+def test_micro_batches_of_a_file_are_checked(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "strategy.json"
+    path.write_text(json.dumps({**saved(path), **change}))
+    with pytest.raises(StrategyError, match=message):
+        load_strategy(path).bind(chain(), CLUSTER)
+
+
+def test_operators_of_which_some_have_a_stage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "strategy.json"
+    content = {**saved(path), "micro_batches": 2, "schedule": "gpipe"}
+    next(iter(content["operators"].values()))["stage"] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(StrategyError, match="one for each operator, found 1"):
+        load_strategy(path).bind(chain(), CLUSTER)

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from soaprl.errors import StrategyError
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl.strategy.validation import check_config, check_strategy
 from tests.toys import chain, on_one_device
@@ -40,3 +43,33 @@ def test_the_operator_in_which_a_strategy_is_wrong_is_named() -> None:
     graph = chain(num_operators=3)
     with pytest.raises(StrategyError, match="'op1'"):
         check_strategy(graph, 2, on_one_device(graph).replaced(1, OpConfig((1, 1, 1), (9,))))
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "schedule", "stages", "message"),
+    [
+        (3, Schedule.NONE, (), "micro-batches that divides the batch of 4, found 3"),
+        (0, Schedule.NONE, (), "micro-batches that divides the batch of 4, found 0"),
+        (2, Schedule.NONE, (0, 1), "expected a schedule, 'gpipe' or '1f1b', for its 2 stages, found none"),
+        (2, Schedule.GPIPE, (0, 1, 2), "expected 2 stages, one for each operator, found 3"),
+        (2, Schedule.GPIPE, (0, 2), "'op1': expected stage 0 or 1, found 2"),
+        (2, Schedule.GPIPE, (1, 1), "'op0': expected stage 0 or 1, found 1"),
+        (2, Schedule.GPIPE, (0, -1), "'op1': expected stage 0 or 1, found -1"),
+        (1, Schedule.NONE, (0, 1), "expected a schedule"),
+    ],
+)
+def test_micro_batches_and_stages_that_are_none_are_errors(
+    micro_batches: int, schedule: Schedule, stages: tuple[int, ...], message: str
+) -> None:
+    graph = chain(num_operators=2)
+    strategy = replace(on_one_device(graph), micro_batches=micro_batches, schedule=schedule, stages=stages)
+    with pytest.raises(StrategyError, match=message):
+        check_strategy(graph, 2, strategy)
+
+
+@pytest.mark.parametrize("stages", [(), (0, 0), (0, 1)])
+def test_stages_that_follow_one_another_are_legal(stages: tuple[int, ...]) -> None:
+    graph = chain(num_operators=2)
+    strategy = replace(on_one_device(graph), micro_batches=2, schedule=Schedule.ONE_F_ONE_B, stages=stages)
+    check_strategy(graph, 2, strategy)
+    assert strategy.num_stages == len(set(stages)) or not stages
