@@ -40,6 +40,7 @@ class DeltaSimulator:
 
     def __init__(self, problem: Problem, strategy: Strategy) -> None:
         check_strategy(problem.graph, problem.cluster.num_devices, strategy)
+        strategy.require_whole("delta simulation")
         self.problem = problem
         self._sharding = strategy.sharding
         self._engine = Engine(problem, strategy.sharding)

@@ -93,6 +93,7 @@ class Simulator:
 
     def _engine_of(self, strategy: Strategy) -> Engine:
         """The engine for the strategy's sharding, which becomes the one at hand."""
+        strategy.require_whole("the simulator")
         if strategy.sharding is not self.engine.sharding:
             if strategy.sharding not in self._engines:
                 self._engines[strategy.sharding] = Engine(self.problem, strategy.sharding)

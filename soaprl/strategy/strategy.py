@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
+from soaprl.errors import StrategyError
 from soaprl.strategy.schedules import Schedule
 
 
@@ -74,6 +75,14 @@ class Strategy:
     def is_whole(self) -> bool:
         """Whether the batch is not cut and passes are in no order."""
         return self.micro_batches == 1 and self.schedule is Schedule.NONE
+
+    def require_whole(self, what: str) -> None:
+        """Raises `StrategyError` if the batch is cut or passes are ordered, which `what` does not know."""
+        if not self.is_whole:
+            raise StrategyError(
+                f"{what} takes strategies without micro-batches: expected one, found {self.micro_batches}"
+                f" micro-batches with schedule {self.schedule.value!r}."
+            )
 
     def replaced(self, operator: int, config: OpConfig) -> "Strategy":
         """This strategy with another configuration for the operator with index `operator`."""
