@@ -1,1 +1,1 @@
-"""Reinforcement-learning environments over the simulator; empty in this release."""
+"""Reinforcement-learning environments over the simulator."""
