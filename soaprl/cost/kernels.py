@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core.types import unliteral
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,14 +34,23 @@ def filling_kernel(function: Callable[P, R]) -> Callable[P, R]:
     # Numba's type stubs do not list the option.
     without_counts: dict[str, Any] = {"_nrt": False}
     compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **without_counts)(function)
-    return cast("Callable[P, R]", compiled)
+    return cast("Callable[P, R]", _by_type(compiled))
 
 
 def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """A `filling_kernel` that Python cannot call, only kernels can: compiles in two thirds of the time."""
     options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-    return cast("Callable[P, R]", compiled)
+    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    return cast("Callable[P, R]", _by_type(compiled))
+
+
+def _by_type(compiled: Any) -> Any:
+    """A kernel that other kernels compile once for an integer argument, not once more for each constant."""
+    template = compiled.get_call_template
+    compiled.get_call_template = lambda args, kws: template(
+        tuple(map(unliteral, args)), {name: unliteral(value) for name, value in kws.items()}
+    )
+    return compiled
 
 
 def drop_stale_kernels(package: Path) -> int:

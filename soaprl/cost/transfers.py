@@ -35,7 +35,7 @@ import numpy as np
 
 from soaprl.cluster.hub import DOWN, GROUP, INSIDE, PLACE, UP, WIDTH
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel
+from soaprl.cost.kernels import filling_kernel, inner_kernel
 
 ALGORITHMS = ("none", "ring", "mesh", "hierarchical", "tree", "pairwise")
 _NONE, _RING, _MESH, _HIERARCHICAL, _TREE, _PAIRWISE = range(6)
@@ -73,7 +73,7 @@ def transfer_time(tables: ClusterTables, source: int, target: int, num_bytes: fl
     return time_s
 
 
-@filling_kernel
+@inner_kernel
 def _send(
     tables: ClusterTables, scratch: CollectiveScratch, row: int, source: int, target: int, num_bytes: float
 ) -> float:
@@ -92,7 +92,7 @@ def _send(
     return _occupy(tables, scratch, row, down, num_bytes, up_s)
 
 
-@filling_kernel
+@inner_kernel
 def _occupy(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -112,7 +112,7 @@ def _occupy(
     return latency_s
 
 
-@filling_kernel
+@inner_kernel
 def _ring(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -139,7 +139,7 @@ def _ring(
     return rounds * slowest
 
 
-@filling_kernel
+@inner_kernel
 def _mesh(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -160,7 +160,7 @@ def _mesh(
     return passes * slowest
 
 
-@filling_kernel
+@inner_kernel
 def _is_mesh(tables: ClusterTables, members: IntArray, first: int, size: int) -> bool:
     """Whether each pair of `size` members from `first` on has a link of its own."""
     for i in range(first + 1, first + size):
@@ -169,7 +169,7 @@ def _is_mesh(tables: ClusterTables, members: IntArray, first: int, size: int) ->
     return True
 
 
-@filling_kernel
+@inner_kernel
 def _hierarchical(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -197,7 +197,7 @@ def _hierarchical(
     return inside + across
 
 
-@filling_kernel
+@inner_kernel
 def _tree(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -229,7 +229,7 @@ def _tree(
     return total
 
 
-@filling_kernel
+@inner_kernel
 def _busiest(scratch: CollectiveScratch, row: int) -> float:
     """The largest entry of a row."""
     busiest = 0.0
@@ -238,7 +238,7 @@ def _busiest(scratch: CollectiveScratch, row: int) -> float:
     return busiest
 
 
-@filling_kernel
+@inner_kernel
 def _clear(scratch: CollectiveScratch, row: int) -> None:
     """Make a row all zero."""
     for k in range(scratch.num_links[row]):
@@ -246,7 +246,7 @@ def _clear(scratch: CollectiveScratch, row: int) -> None:
     scratch.num_links[row] = 0
 
 
-@filling_kernel
+@inner_kernel
 def _devices_per_node(tables: ClusterTables, members: IntArray, num_members: int) -> int:
     """How many members each node has; 0 where nodes differ."""
     run, expected = 0, 0
@@ -260,7 +260,7 @@ def _devices_per_node(tables: ClusterTables, members: IntArray, num_members: int
     return expected
 
 
-@filling_kernel
+@inner_kernel
 def _plan(
     tables: ClusterTables,
     scratch: CollectiveScratch,
@@ -284,7 +284,7 @@ def _plan(
     return tables.collective_base_s + latency + _busiest(scratch, row)
 
 
-@filling_kernel
+@inner_kernel
 def _offered(
     tables: ClusterTables, algorithm: int, members: IntArray, num_members: int, per_node: int
 ) -> bool:
@@ -296,7 +296,7 @@ def _offered(
     return True
 
 
-@filling_kernel
+@inner_kernel
 def _finish(scratch: CollectiveScratch, row: int, links: IntArray, busy_s: FloatArray) -> int:
     """Move a row into the caller's arrays; returns how many links it has."""
     count: int = scratch.num_links[row]
@@ -307,7 +307,7 @@ def _finish(scratch: CollectiveScratch, row: int, links: IntArray, busy_s: Float
     return count
 
 
-@filling_kernel
+@inner_kernel
 def _best(
     tables: ClusterTables,
     scratch: CollectiveScratch,

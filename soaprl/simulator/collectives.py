@@ -1,7 +1,7 @@
 """Plans the collectives that sum gradients and gather parameters: which devices, how long, which links."""
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.cost.transfers import CollectiveScratch, all_gather, all_reduce, given_all_reduce
 from soaprl.simulator.patterns import PatternPools
@@ -9,7 +9,7 @@ from soaprl.simulator.state import SHARDING, STAMP, Layout, Plans, Workspace
 from soaprl.simulator.tables import GraphTables
 
 
-@filling_kernel
+@inner_kernel
 def plan_groups(
     graph: GraphTables,
     pools: PatternPools,

@@ -12,6 +12,18 @@ from soaprl.cost.transfers import collective_scratch
 from soaprl.errors import SimulationError
 from soaprl.simulator.adjacency import adjacency
 from soaprl.simulator.book import Patterns
+from soaprl.simulator.entry import (
+    KEEP_SCHEDULE,
+    NO_SCALE,
+    PROPOSE,
+    REBUILD,
+    REPLAN,
+    SCAN,
+    SIMULATE,
+    TAKE_BACK,
+    no_rows,
+    perform,
+)
 from soaprl.simulator.patch import (
     DONE,
     NO_PLANS,
@@ -22,14 +34,13 @@ from soaprl.simulator.patch import (
     Graph,
     Setting,
     empty_change,
-    rebuild,
 )
 from soaprl.simulator.patterns import OperatorPattern
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.queue import Queue, empty_queue
-from soaprl.simulator.record import Record, empty_record, record_schedule
+from soaprl.simulator.record import Record, empty_record
 from soaprl.simulator.rooms import empty_rooms, enlarged, need_of_all, placed
-from soaprl.simulator.state import NUM_TASKS, empty_layout, empty_plans, empty_workspace
+from soaprl.simulator.state import empty_layout, empty_plans, empty_workspace
 from soaprl.simulator.tables import GraphTables, graph_index, graph_tables
 from soaprl.simulator.trial import (
     FITS,
@@ -44,10 +55,6 @@ from soaprl.simulator.trial import (
     Outcome,
     Rows,
     Scale,
-    propose_change,
-    scan_candidates,
-    simulate_graph,
-    take_change_back,
 )
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from soaprl.strategy.validation import check_config, check_strategy
@@ -150,6 +157,7 @@ class Engine:
             capacity=np.array([cluster.device_types[d.type].memory_bytes for d in cluster.devices], np.int64),
             state_per_byte=options.state_per_parameter_byte,
         )
+        self._no_rows = no_rows()
         self._outcome = Outcome(time_s=np.zeros(1, np.float64), numbers=np.zeros(NUM_NUMBERS, np.int64))
         self._horizon_s = 0.0
 
@@ -183,35 +191,14 @@ class Engine:
             None if the iteration takes longer than `limit_s`; then nothing has changed.
         """
         while True:
-            time_s, numbers = self._outcome.time_s, self._outcome.numbers
-            propose_change(
-                self.setting,
-                self.found,
-                self.graph,
-                self.change,
-                self.record,
-                self.queue,
-                self._limits,
-                self._outcome,
-                self._horizon_s,
-                limit_s,
-            )
-            status = int(numbers[STATUS])
+            status = self._perform(PROPOSE, limit_s=limit_s)
             if status == UNKNOWN_PATTERN:
                 self._learn()
                 continue
             if status in (NO_PLANS, NO_ROOM):
                 self._rebuild(status)
-                simulate_graph(
-                    self.setting,
-                    self.graph,
-                    self.queue,
-                    self._limits,
-                    self._outcome,
-                    self._horizon_s,
-                    limit_s,
-                )
-                if time_s[0] == inf:
+                self._perform(SIMULATE, limit_s=limit_s)
+                if self._outcome.time_s[0] == inf:
                     self.take_back()
                     return None
             elif status == TOO_LONG:
@@ -297,20 +284,8 @@ class Engine:
             if self._refused > 0 and not self.keeps_schedule:
                 self.keep_schedule()
             before = row
-            row = scan_candidates(
-                self.setting,
-                self.found,
-                self.graph,
-                self.change,
-                self.record,
-                self.queue,
-                self._limits,
-                self._outcome,
-                candidates.rows,
-                scale,
-                row,
-                end if self._refused > 0 else min(row + 1, end),
-            )
+            stop = end if self._refused > 0 else min(row + 1, end)
+            row = self._perform(SCAN, rows=candidates.rows, scale=scale, first=row, end=stop)
             self._refused += row - before
             status = int(self._outcome.numbers[STATUS])
             if status == DONE:
@@ -324,6 +299,36 @@ class Engine:
                 self._learn_vectors(candidates, row)
             elif row == end:
                 return end, None
+
+    def _perform(
+        self,
+        action: int,
+        *,
+        change: Change | None = None,
+        rows: Rows | None = None,
+        scale: Scale = NO_SCALE,
+        limit_s: float = inf,
+        first: int = 0,
+        end: int = 0,
+    ) -> int:
+        """See `soaprl.simulator.entry.perform`."""
+        return perform(
+            action,
+            self.setting,
+            self._patterns.found,
+            self.graph,
+            self.change if change is None else change,
+            self.record,
+            self.queue,
+            self._limits,
+            self._outcome,
+            self._no_rows if rows is None else rows,
+            scale,
+            self._horizon_s,
+            limit_s,
+            first,
+            end,
+        )
 
     def _learn_vectors(self, candidates: Candidates, row: int) -> None:
         """Computes the patterns of operators that a candidate needs."""
@@ -355,15 +360,13 @@ class Engine:
 
     def take_back(self) -> None:
         """Takes the change at hand back; doing so twice applies it again."""
-        status = take_change_back(self.setting, self.found, self.graph, self.change, self._outcome)
+        status = self._perform(TAKE_BACK)
         if status != DONE:
             self._rebuild(status)
 
     def refresh(self) -> None:
         """Fills in the times of all tasks of the strategy at hand."""
-        simulate_graph(
-            self.setting, self.graph, self.queue, self._limits, self._outcome, self._horizon_s, inf
-        )
+        self._perform(SIMULATE)
 
     def keep_schedule(self) -> None:
         """Keeps the schedule of the strategy at hand, so that those of small changes are made faster.
@@ -372,9 +375,7 @@ class Engine:
         """
         if self.sharding is Sharding.ZERO3:
             return
-        self.refresh()
-        num_tasks, num_devices = int(self.graph.work.totals[NUM_TASKS]), self.tables.num_devices
-        record_schedule(self.graph.work, self.queue.dispatched, num_tasks, num_devices, self.record)
+        self._perform(KEEP_SCHEDULE)
 
     @property
     def keeps_schedule(self) -> bool:
@@ -441,7 +442,7 @@ class Engine:
             self.record = empty_record(num_ids, num_devices, int(np.diff(blocks.back_begin[[0, -1]])[0]))
             if num_ids > len(self.queue.head):
                 self.queue = empty_queue(num_ids, num_devices, len(self.tables.link_latency_s))
-            status = rebuild(setting, self.found, self.graph, self._everything, replan)
+            status = self._perform(REPLAN if replan else REBUILD, change=self._everything)
             if replan and (status == NO_PLANS or 2 * self.graph.plans.cursor[:3].max() > plan_room):
                 status, plan_room = NO_PLANS, 2 * plan_room
         self._outcome.numbers[STATUS] = DONE

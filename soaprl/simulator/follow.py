@@ -16,7 +16,7 @@ to tell those outside that wait for its tasks.
 """
 
 from soaprl.cluster.tables import ClusterTables
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.simulator.queue import Queue, begin_queue, enqueue, next_task
 from soaprl.simulator.record import DONE_AHEAD, NEW_WAITS, REPLACED, TOUCHED, Record
 from soaprl.simulator.schedule import free_resources, reduce, send
@@ -28,7 +28,7 @@ TOO_LATE_S, GIVEN_UP_S = float("inf"), -1.0
 _SHORTEST_RUN, _FEWEST_BUCKETS = 3, 64
 
 
-@filling_kernel
+@inner_kernel
 def follow(
     layout: Layout,
     tables: ClusterTables,

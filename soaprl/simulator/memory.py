@@ -3,11 +3,11 @@
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
-from soaprl.cost.kernels import filling_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.simulator.state import Workspace
 
 
-@filling_kernel
+@inner_kernel
 def peak_memory(work: Workspace, peaks: IntArray, live: IntArray, state_per_byte: int) -> int:
     """Fills the peak of each device; returns the largest.
 

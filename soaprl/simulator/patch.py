@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.transfers import CollectiveScratch
 from soaprl.simulator.adjacency import Adjacency
 from soaprl.simulator.assemble import (
@@ -155,7 +155,7 @@ def add_load(setting: Setting, found: Found, graph: Graph, change: Change, sign:
             load_s[device] += sign * (forward_s[timed] + backward_s[timed])
 
 
-@filling_kernel
+@inner_kernel
 def apply(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
     """Exchanges the change with the layout and brings the task graph up to date.
 
@@ -426,7 +426,7 @@ def _enter_back(
     return short
 
 
-@filling_kernel
+@inner_kernel
 def rebuild(setting: Setting, found: Found, graph: Graph, everything: Change, replan: bool) -> int:
     """Enters all blocks into an empty workspace.
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.cluster.tables import FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.simulator.adjacency import Adjacency
 from soaprl.simulator.state import HALF, UPDATE_ID, Blocks, Layout, Workspace
 from soaprl.simulator.tables import GraphTables
@@ -126,7 +126,7 @@ def empty_record(num_ids: int, num_devices: int, num_waits: int) -> Record:
     )
 
 
-@filling_kernel
+@inner_kernel
 def record_schedule(
     work: Workspace, dispatched: IntArray, num_tasks: int, num_devices: int, record: Record
 ) -> None:

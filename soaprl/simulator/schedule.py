@@ -14,13 +14,13 @@ done with a task, it still has all its other tasks to do. If that alone passes t
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.queue import Queue, begin_queue, enqueue, next_task
 from soaprl.simulator.state import NUM_TASKS, Blocks, Layout, Plans, Workspace
 
 
-@filling_kernel
+@inner_kernel
 def schedule(
     layout: Layout,
     tables: ClusterTables,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import inner_kernel
 from soaprl.simulator.follow import GIVEN_UP_S, follow
 from soaprl.simulator.memory import peak_memory
 from soaprl.simulator.patch import DONE, UNKNOWN_PATTERN, Change, Found, Graph, Setting, add_load, apply
@@ -101,7 +101,7 @@ class Scale(NamedTuple):
     best_s: float
 
 
-@filling_kernel
+@inner_kernel
 def simulate_graph(
     setting: Setting,
     graph: Graph,
@@ -133,7 +133,7 @@ def _judge(setting: Setting, graph: Graph, limits: Limits, outcome: Outcome) -> 
     outcome.numbers[MOVED_BYTES] = totals[ACTIVATION_BYTES] + totals[GRADIENT_BYTES] + totals[SYNC_BYTES]
 
 
-@filling_kernel
+@inner_kernel
 def propose_change(
     setting: Setting,
     found: Found,
@@ -204,7 +204,7 @@ def _mark(setting: Setting, found: Found, graph: Graph, change: Change, record: 
     )
 
 
-@filling_kernel
+@inner_kernel
 def _add_load_at_hand(setting: Setting, found: Found, graph: Graph, change: Change, sign: int) -> None:
     """Adds `sign` times what the tasks of the operators to be changed take now."""
     load_s, layout, pools = graph.work.load_s, graph.layout, found.pools
@@ -216,7 +216,7 @@ def _add_load_at_hand(setting: Setting, found: Found, graph: Graph, change: Chan
             load_s[device] += sign * (pools.forward_s[timed] + pools.backward_s[timed])
 
 
-@filling_kernel
+@inner_kernel
 def take_change_back(setting: Setting, found: Found, graph: Graph, change: Change, outcome: Outcome) -> int:
     """Exchanges the change with the layout again; returns what `apply` does."""
     outcome.numbers[OPEN] = 0
@@ -225,7 +225,7 @@ def take_change_back(setting: Setting, found: Found, graph: Graph, change: Chang
     return apply(setting, found, graph, change)
 
 
-@filling_kernel
+@inner_kernel
 def scan_candidates(
     setting: Setting,
     found: Found,
