@@ -38,7 +38,10 @@ def filling_kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """A `filling_kernel` that Python cannot call, only kernels can: compiles in two thirds of the time."""
+    """A `filling_kernel` that Python cannot call, only kernels can.
+
+    It is not kept on disk: what calls it is, with all of it.
+    """
     options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     return cast("Callable[P, R]", _by_type(compiled))
@@ -47,8 +50,9 @@ def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def _by_type(compiled: Any) -> Any:
     """A kernel that other kernels compile once for an integer argument, not once more for each constant."""
     template = compiled.get_call_template
+    by_type: Callable[[Any], Any] = unliteral
     compiled.get_call_template = lambda args, kws: template(
-        tuple(map(unliteral, args)), {name: unliteral(value) for name, value in kws.items()}
+        tuple(map(by_type, args)), {name: by_type(value) for name, value in kws.items()}
     )
     return compiled
 
@@ -62,7 +66,7 @@ def drop_stale_kernels(package: Path) -> int:
     Args:
         package: The folder of the `soaprl` package; its parts with kernels are looked at.
     """
-    folders = [package / part for part in ("cost", "simulator", "cluster")]
+    folders = [package / part for part in ("cost", "simulator", "cluster", "search/exhaustive", "search/optcnn")]
     newest = max((_changed_at(path) for folder in folders for path in folder.glob("*.py")), default=0.0)
     compiled = [path for folder in folders for path in (folder / "__pycache__").glob("*.nb[ci]")]
     return sum(_deleted(path) for path in compiled if _changed_at(path) < newest)

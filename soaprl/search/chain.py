@@ -168,9 +168,8 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
     """Make steps until a limit; returns the chain, and whether a KeyboardInterrupt ended it."""
     score, elapsed, visit = score_within(walker.evaluator), walker.elapsed, walker.visit
     evaluator = walker.evaluator
-    timed = limits.end_s < inf or limits.idle_s < inf
     scanner: Scanner | None = None
-    if isinstance(evaluator, ScanningEvaluator) and not timed and limits.idle_steps == inf:
+    if isinstance(evaluator, ScanningEvaluator):
         scanner = Scanner(evaluator, walker.proposals, chain.current)
     step, block, now = chain.step, -1, elapsed()
     try:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -124,16 +125,23 @@ def test_mcmc_starts_from_experts() -> None:
     assert list(dict.fromkeys(stages)) == ["from data-parallel", "from one-weird-trick", "from random-0"]
 
 
-def counted(problem: Problem) -> tuple[Simulator, list[Strategy]]:
-    """A simulator that keeps what it was asked to evaluate."""
-    asked: list[Strategy] = []
+class OneByOne:
+    """A simulator that is asked for every strategy, and is interrupted when asked for the last."""
 
-    class Counting(Simulator):
-        def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
-            asked.append(strategy)
-            return super().evaluate_within(strategy, limit_s)
+    def __init__(self, problem: Problem, last: float = inf) -> None:
+        self._simulator, self._last = Simulator(problem), last
+        self.asked: list[Strategy] = []
 
-    return Counting(problem), asked
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        evaluation = self.evaluate_within(strategy, inf)
+        assert evaluation is not None
+        return evaluation
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
+        if len(self.asked) + 1 == self._last:
+            raise KeyboardInterrupt
+        self.asked.append(strategy)
+        return self._simulator.evaluate_within(strategy, limit_s)
 
 
 @pytest.mark.parametrize(("batch_size", "degrees"), [(32, (1, 2, 4)), (4, (2, 4))])
@@ -141,7 +149,7 @@ def test_mcmc_starts_from_the_best_of_megatrons_degrees_and_counts_what_that_too
     batch_size: int, degrees: tuple[int, ...]
 ) -> None:
     problem, num_degrees = problem_of("gpt2", "p100-2x4", batch_size), len(degrees)
-    simulator, asked = counted(problem)
+    simulator = OneByOne(problem)
     stages: list[str] = []
     task = toy_task(
         problem,
@@ -151,8 +159,8 @@ def test_mcmc_starts_from_the_best_of_megatrons_degrees_and_counts_what_that_too
         progress=lambda report: stages.append(report.stage),
     )
     result = search("mcmc", task)
-    num_asked = len(asked)
-    times = [simulator.evaluate(strategy).iteration_time_s for strategy in asked[:num_degrees]]
+    num_asked = len(simulator.asked)
+    times = [simulator.evaluate(strategy).iteration_time_s for strategy in simulator.asked[:num_degrees]]
     best = degrees[times.index(min(times))]
     # Tensor degree 1 is data parallelism, from which it starts anyway.
     assert [s for s in dict.fromkeys(stages) if "megatron" in s] == [f"from megatron-{best}"] * (best > 1)
@@ -165,24 +173,15 @@ def test_mcmc_starts_from_the_best_of_megatrons_degrees_and_counts_what_that_too
 
 def test_a_budget_of_a_few_evaluations_leaves_megatron_out_of_mcmc() -> None:
     problem = problem_of("gpt2", "p100-2x4")
-    simulator, asked = counted(problem)
-    assert search("mcmc", toy_task(problem, simulator, evaluations=6)).num_evaluations == len(asked) <= 6
+    simulator = OneByOne(problem)
+    result = search("mcmc", toy_task(problem, simulator, evaluations=6))
+    assert result.num_evaluations == len(simulator.asked) <= 6
 
 
 def test_mcmc_with_experts_is_resumed_where_it_was_interrupted(tmp_path: Path) -> None:
     problem = problem_of("gpt2", "p100-2x4")
-
-    class Interrupting(Simulator):
-        left = 50
-
-        def evaluate_within(self, strategy: Strategy, limit_s: float) -> Evaluation | None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-            return super().evaluate_within(strategy, limit_s)
-
     whole = search("mcmc", toy_task(problem, Simulator(problem), evaluations=150))
-    task = toy_task(problem, Interrupting(problem), evaluations=150, state_path=tmp_path / "state.json")
+    task = toy_task(problem, OneByOne(problem, last=50), evaluations=150, state_path=tmp_path / "state.json")
     stopped = search("mcmc", task)
     assert stopped.interrupted
     assert stopped.num_evaluations == 49
