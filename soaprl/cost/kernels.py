@@ -66,7 +66,8 @@ def drop_stale_kernels(package: Path) -> int:
     Args:
         package: The folder of the `soaprl` package; its parts with kernels are looked at.
     """
-    folders = [package / part for part in ("cost", "simulator", "cluster", "search/exhaustive", "search/optcnn")]
+    parts = ("cost", "simulator", "cluster", "search/exhaustive", "search/optcnn")
+    folders = [package / part for part in parts]
     newest = max((_changed_at(path) for folder in folders for path in folder.glob("*.py")), default=0.0)
     compiled = [path for folder in folders for path in (folder / "__pycache__").glob("*.nb[ci]")]
     return sum(_deleted(path) for path in compiled if _changed_at(path) < newest)
