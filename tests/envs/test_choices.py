@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from soaprl_envs.choices import choices
+from soaprl_envs.menus import device_groups, splits
 
 from soaprl.cluster.presets import cluster_from_name
 from soaprl.errors import StrategyError
@@ -7,8 +9,6 @@ from soaprl.search.experts import expert_strategies
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import OpConfig
 from soaprl.strategy.validation import check_strategy
-from soaprl_envs.choices import choices
-from soaprl_envs.menus import device_groups, splits
 from tests.envs.problems import branching, preset_problem, problem_of
 
 
