@@ -7,6 +7,7 @@ import typer
 
 from soaprl.cost.compression import compression_names
 from soaprl.cost.optimizers import optimizer_names
+from soaprl.strategy.strategy import Sharding
 
 Model = Annotated[
     str,
@@ -44,16 +45,34 @@ Optimizer = Annotated[
     ),
 ]
 ComputeDtype = Annotated[
-    str, typer.Option("--compute-dtype", help="What matrix units work in: float32, tf32, bfloat16, float16.")
-]
-GradientCompression = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--gradient-compression",
-        help=f"{', '.join(compression_names())}: how gradients are sent that devices sum.",
+        "--compute-dtype",
+        "--precision",
+        help="What matrix units work in: fp32, tf32, bf16 or fp16. Default: the strategy file's, or fp32.",
     ),
 ]
-Paper = Annotated[bool, typer.Option("--paper", help="The assumptions of the SOAP paper instead of ours.")]
+GradientCompression = Annotated[
+    str | None,
+    typer.Option(
+        "--gradient-compression",
+        "--compress",
+        help=f"{', '.join(compression_names())}: how gradients are sent that devices sum."
+        " Default: the strategy file's, or none.",
+    ),
+]
+ShardingName = Annotated[
+    Sharding | None,
+    typer.Option(
+        "--sharding",
+        help="What devices that hold the same parameters keep a piece of (ZeRO): zero1 optimizer state, zero2"
+        " gradients too, zero3 parameters too. Default: what the strategy file or the method says.",
+    ),
+]
+Paper = Annotated[
+    bool | None,
+    typer.Option("--paper/--no-paper", help="The assumptions of the SOAP paper instead of ours."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 BudgetEvaluations = Annotated[
     int | None,

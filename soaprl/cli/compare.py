@@ -19,6 +19,7 @@ from soaprl.cli.arguments import (
     Optimizer,
     Paper,
     Seed,
+    ShardingName,
 )
 from soaprl.cli.output import INTERRUPTED, print_json
 
@@ -49,9 +50,10 @@ def compare(
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
-    compute_dtype: ComputeDtype = "float32",
-    compression: GradientCompression = "none",
-    paper: Paper = False,
+    compute_dtype: ComputeDtype = None,
+    compression: GradientCompression = None,
+    sharding: ShardingName = None,
+    paper: Paper = None,
     as_json: Json = False,
 ) -> None:
     """Set methods side by side: one table, each method with the whole budget.
@@ -69,7 +71,7 @@ def compare(
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
     )
-    prepared = prepare(choice, cluster, execution)
+    prepared = prepare(choice, cluster, execution, sharding)
     comparison = comparing.run_comparison(prepared, names, budget, range(seed, seed + seeds))
     comparing.write_comparison(comparison, out, plot)
     if as_json:

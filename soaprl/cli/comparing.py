@@ -16,7 +16,7 @@ from soaprl.report.comparison import COLUMNS, SPREAD_COLUMNS, Outcome, compariso
 from soaprl.search.registry import Skipped, attempt, find_method, methods
 from soaprl.search.task import Budget, SearchResult, SearchTask
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.problem import Problem
+from soaprl.strategy.strategy import Sharding
 
 ALL = "all"
 
@@ -96,7 +96,7 @@ def run_comparison(
     skipped: list[Skipped] = []
     for name in names:
         for seed in seeds if find_method(name).iterative else seeds[:1]:
-            found = _run(prepared.problem, name, budget, seed)
+            found = _run(prepared, name, budget, seed)
             if isinstance(found, Skipped):
                 skipped.append(found)
                 break
@@ -133,17 +133,18 @@ def write_comparison(comparison: Comparison, out: Path | None, plot: Path | None
         say(f"soaprl: wrote {plot}")
 
 
-def _run(problem: Problem, name: str, budget: Budget, seed: int) -> SearchResult | Skipped:
+def _run(prepared: Prepared, name: str, budget: Budget, seed: int) -> SearchResult | Skipped:
     # A simulator of its own for each run: what one has computed about degrees would speed up the next.
-    simulator = Simulator(problem)
+    simulator = Simulator(prepared.problem)
     with show_progress(budget) as progress:
         task = SearchTask(
-            problem=problem,
+            problem=prepared.problem,
             evaluator=simulator,
             budget=budget,
             clock=time.perf_counter,
             seed=seed,
             progress=progress,
+            sharding=prepared.sharding or Sharding.NONE,
         )
         return attempt(name, task)
 

@@ -18,29 +18,37 @@ from soaprl.graph.files import graph_fingerprint, load_graph
 from soaprl.graph.operators import OperatorGraph
 from soaprl.graph.zoo import Option, zoo_models
 from soaprl.simulator.problem import Problem, SimulationOptions
-from soaprl.strategy.files import FileModel, GraphModel, ModelReference, ZooModel, load_strategy
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.files import (
+    Assumptions,
+    FileModel,
+    GraphModel,
+    ModelReference,
+    ZooModel,
+    load_strategy,
+)
+from soaprl.strategy.strategy import Sharding, Strategy
 
 DEFAULT_BATCH_PER_DEVICE = 64
 DEFAULT_OPTIMIZER = "adam"
 GRAPH_SUFFIXES = (".json", ".json.gz")
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How an iteration is costed.
+    """How an iteration is costed; None: not said.
 
     Attributes:
-        optimizer: Its name; None: the model's usual one.
-        compute_dtype: What matrix units work in.
-        compression: How gradients are sent that devices sum.
-        paper: Whether the paper's assumptions hold.
+        optimizer: Its name; otherwise the model's usual one.
+        compute_dtype: What matrix units work in, also as ``fp32``, ``bf16`` or ``fp16``; otherwise float32.
+        compression: How gradients are sent that devices sum; otherwise as they are.
+        paper: Whether the paper's assumptions hold; otherwise not.
     """
 
     optimizer: str | None = None
-    compute_dtype: str = "float32"
-    compression: str = "none"
-    paper: bool = False
+    compute_dtype: str | None = None
+    compression: str | None = None
+    paper: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +63,19 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A chosen model with the problem that it makes on a cluster."""
+    """A chosen model with the problem that it makes on a cluster.
+
+    Attributes:
+        choice: The model.
+        problem: The problem.
+        assumptions: What costs are assumed.
+        sharding: What strategies are to shard; None: what their file or the method says.
+    """
 
     choice: ModelChoice
     problem: Problem
+    assumptions: Assumptions
+    sharding: Sharding | None = None
 
     @property
     def title(self) -> str:
@@ -78,7 +95,9 @@ class Prepared:
         }
 
 
-def prepare(choice: ModelChoice, cluster_name: str, execution: Execution) -> Prepared:
+def prepare(
+    choice: ModelChoice, cluster_name: str, execution: Execution, sharding: Sharding | None = None
+) -> Prepared:
     """The problem of training the chosen model; what capture assumed is said on standard error.
 
     Raises:
@@ -88,7 +107,7 @@ def prepare(choice: ModelChoice, cluster_name: str, execution: Execution) -> Pre
     graph = load_model(choice, cluster.num_devices)
     for note in graph.notes:
         say(f"soaprl: {note}")
-    return Prepared(choice=choice, problem=make_problem(graph, cluster, execution))
+    return prepared_problem(choice, graph, cluster, execution, sharding)
 
 
 def parse_options(words: list[str] | None) -> dict[str, Option]:
@@ -142,19 +161,34 @@ def load_model(choice: ModelChoice, num_devices: int) -> OperatorGraph:
         return capture_model(choice.name, batch_size, options=choice.options, coarsened=choice.coarsened)
 
 
-def make_problem(graph: OperatorGraph, cluster: Cluster, execution: Execution) -> Problem:
+def prepared_problem(
+    choice: ModelChoice,
+    graph: OperatorGraph,
+    cluster: Cluster,
+    execution: Execution,
+    sharding: Sharding | None = None,
+) -> Prepared:
     """The problem of training `graph` on `cluster`."""
     zoo = zoo_models().get(graph.name)
-    optimizer = execution.optimizer or (zoo.optimizer if zoo else DEFAULT_OPTIMIZER)
+    dtype = execution.compute_dtype or "float32"
+    assumptions = Assumptions(
+        optimizer=execution.optimizer or (zoo.optimizer if zoo else DEFAULT_OPTIMIZER),
+        compute_dtype=_SHORT_DTYPES.get(dtype, dtype),
+        gradient_compression=execution.compression or "none",
+        paper=bool(execution.paper),
+    )
     cost = RooflineCostModel(
-        compute_dtype=execution.compute_dtype, optimizer=optimizer_facts(optimizer), paper=execution.paper
+        compute_dtype=assumptions.compute_dtype,
+        optimizer=optimizer_facts(assumptions.optimizer),
+        paper=assumptions.paper,
     )
     options = SimulationOptions(
-        optimizer=optimizer,
-        paper=execution.paper,
-        gradient_compression=execution.compression,
+        optimizer=assumptions.optimizer,
+        paper=assumptions.paper,
+        gradient_compression=assumptions.gradient_compression,
     )
-    return Problem(graph=graph, cluster=cluster, cost=cost, options=options)
+    problem = Problem(graph=graph, cluster=cluster, cost=cost, options=options)
+    return Prepared(choice=choice, problem=problem, assumptions=assumptions, sharding=sharding)
 
 
 def _saved_graph(choice: ModelChoice, num_devices: int) -> OperatorGraph:

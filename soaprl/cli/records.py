@@ -55,6 +55,7 @@ def make_record(prepared: Prepared, result: SearchResult, budget: Budget) -> Str
             versions={"soaprl": __version__},
         ),
         predicted_iteration_time_s=result.evaluation.iteration_time_s,
+        assumptions=prepared.assumptions,
         sharding=result.strategy.sharding,
         micro_batches=result.strategy.micro_batches,
         schedule=result.strategy.schedule,

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from soaprl.atomic import check_writable
-from soaprl.cli.inputs import GRAPH_SUFFIXES, Execution, ModelChoice, Prepared, load_model, make_problem
+from soaprl.cli.inputs import (
+    GRAPH_SUFFIXES,
+    Execution,
+    ModelChoice,
+    Prepared,
+    load_model,
+    prepared_problem,
+)
 from soaprl.cli.output import say
 from soaprl.cli.records import choice_of
 from soaprl.cli.run_wishes import Wishes, check_words, choose_cluster, strategy_named_as_model
@@ -13,6 +20,7 @@ from soaprl.cli.simulating import Simulated, choose_strategy, simulate_chosen
 from soaprl.errors import ExecutionError, StrategyError
 from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
+from soaprl.strategy.files import Assumptions
 
 if TYPE_CHECKING:
     from soaprl.runtime.launch import Elastic
@@ -78,10 +86,22 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
     if place is None or place.rank == 0:
         for note in graph.notes:
             say(f"soaprl: {note}")
-    execution = Execution(optimizer=wishes.optimizer)
-    prepared = Prepared(choice=choice, problem=make_problem(graph, cluster, execution))
+    execution = chosen.executed(Execution(optimizer=wishes.optimizer))
+    prepared = prepared_problem(choice, graph, cluster, execution)
+    _check_formats(prepared.assumptions)
     simulated = simulate_chosen(prepared, chosen)
     return _compiled(prepared, simulated, wishes, place)
+
+
+def _check_formats(assumptions: Assumptions) -> None:
+    """Raise `ExecutionError` if the strategy was found for formats that the runtime does not have."""
+    found = (assumptions.compute_dtype, assumptions.gradient_compression)
+    if found != ("float32", "none"):
+        raise ExecutionError(
+            f"the strategy was found for arithmetic in {found[0]} and gradient compression {found[1]!r},"
+            " which can be simulated but not run: expected float32 and none. Search again with"
+            " --precision fp32 and --compress none."
+        )
 
 
 def _compiled(

@@ -20,6 +20,7 @@ from soaprl.cli.arguments import (
     OutFile,
     Paper,
     Seed,
+    ShardingName,
     StartFile,
     State,
 )
@@ -43,9 +44,10 @@ def search(
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
-    compute_dtype: ComputeDtype = "float32",
-    compression: GradientCompression = "none",
-    paper: Paper = False,
+    compute_dtype: ComputeDtype = None,
+    compression: GradientCompression = None,
+    sharding: ShardingName = None,
+    paper: Paper = None,
     as_json: Json = False,
 ) -> None:
     """Find a strategy and set it beside data parallelism; --out keeps the search's state too, for --resume.
@@ -63,9 +65,9 @@ def search(
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
     )
-    prepared = prepare(choice, cluster, execution)
+    prepared = prepare(choice, cluster, execution, sharding)
     result, baseline = run_beside_baseline(
-        prepared.problem,
+        prepared,
         method,
         budget,
         seed=seed,

@@ -20,7 +20,7 @@ from soaprl.simulator.batch import available_cores
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.baselines import data_parallel, single_device
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 DEFAULT_EVALUATIONS = 10_000
 
@@ -75,6 +75,7 @@ def run_method(
     resume: bool = False,
     num_chains: int = 1,
     start: Strategy | None = None,
+    sharding: Sharding | None = None,
 ) -> SearchResult:
     """What the method called `name` finds for the simulator's problem, with a bar on standard error.
 
@@ -92,12 +93,13 @@ def run_method(
             progress=progress,
             state_path=state_path,
             resume=resume,
+            sharding=sharding or Sharding.NONE,
         )
         return search(name, task, num_chains=num_chains, more_evaluators=more, start=start)
 
 
 def run_beside_baseline(
-    problem: Problem,
+    prepared: Prepared,
     name: str,
     budget: Budget,
     *,
@@ -108,7 +110,7 @@ def run_beside_baseline(
     start: Strategy | None = None,
 ) -> tuple[SearchResult, SearchResult]:
     """What the method called `name` finds, and data parallelism to compare it with."""
-    simulator = ready_simulator(problem)
+    simulator = ready_simulator(prepared.problem)
     result = run_method(
         simulator,
         name,
@@ -118,6 +120,7 @@ def run_beside_baseline(
         resume=resume,
         num_chains=num_chains,
         start=start,
+        sharding=prepared.sharding,
     )
     return result, run_method(simulator, "data-parallel", budget)
 

@@ -16,6 +16,7 @@ from soaprl.cli.arguments import (
     NoCoarsen,
     Optimizer,
     Paper,
+    ShardingName,
 )
 from soaprl.cli.output import print_json, print_outcomes, print_table
 
@@ -47,9 +48,10 @@ def simulate(
     option: ModelOptions = None,
     no_coarsen: NoCoarsen = False,
     optimizer: Optimizer = None,
-    compute_dtype: ComputeDtype = "float32",
-    compression: GradientCompression = "none",
-    paper: Paper = False,
+    compute_dtype: ComputeDtype = None,
+    compression: GradientCompression = None,
+    sharding: ShardingName = None,
+    paper: Paper = None,
     as_json: Json = False,
 ) -> None:
     """Simulate one training iteration: time, memory, traffic, and a timeline.
@@ -67,7 +69,7 @@ def simulate(
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
     )
-    prepared = prepare(chosen.applied(choice), cluster, execution)
+    prepared = prepare(chosen.applied(choice), cluster, chosen.executed(execution), sharding)
     simulated = simulate_chosen(prepared, chosen, fold=fold)
     write_files(simulated, trace, save_graph)
     if as_json:

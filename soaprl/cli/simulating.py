@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soaprl.atomic import check_writable
-from soaprl.cli.inputs import GRAPH_SUFFIXES, ModelChoice, Prepared
+from soaprl.cli.inputs import GRAPH_SUFFIXES, Execution, ModelChoice, Prepared
 from soaprl.cli.output import progress_bar, say
 from soaprl.cli.records import make_record
 from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
@@ -28,7 +28,7 @@ from soaprl.simulator.problem import Problem
 from soaprl.simulator.result import SimulationResult, simulate
 from soaprl.simulator.trace import write_trace
 from soaprl.strategy.files import StrategyRecord, ZooModel, load_strategy
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import Sharding, Strategy
 
 FOLD_ABOVE = 256
 
@@ -51,6 +51,18 @@ class Chosen:
             batch_size=choice.batch_size or self.record.batch_size,
             coarsened=choice.coarsened and self.record.coarsened,
             options={**{k: v for k, v in options.items() if isinstance(v, int | float)}, **choice.options},
+        )
+
+    def executed(self, execution: Execution) -> Execution:
+        """How it is costed, with what is not said as the strategy's file has it."""
+        assumed = None if self.record is None else self.record.assumptions
+        if assumed is None:
+            return execution
+        return Execution(
+            optimizer=execution.optimizer or assumed.optimizer,
+            compute_dtype=execution.compute_dtype or assumed.compute_dtype,
+            compression=execution.compression or assumed.gradient_compression,
+            paper=assumed.paper if execution.paper is None else execution.paper,
         )
 
 
@@ -114,15 +126,23 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = N
     if chosen.record is None:
         budget = make_budget(None, None)
         if isinstance(simulator, Simulator):
-            found = run_method(simulator, chosen.name, budget)
+            found = run_method(simulator, chosen.name, budget, sharding=prepared.sharding)
         else:
-            task = SearchTask(problem=problem, evaluator=simulator, budget=budget, clock=time.perf_counter)
+            task = SearchTask(
+                problem=problem,
+                evaluator=simulator,
+                budget=budget,
+                clock=time.perf_counter,
+                sharding=prepared.sharding or Sharding.NONE,
+            )
             with _waiting():
                 found = search(chosen.name, task)
         num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
         strategy, record = found.strategy, make_record(prepared, found, budget)
     else:
         record = chosen.record
+        if prepared.sharding is not None:
+            record = record.model_copy(update={"sharding": prepared.sharding})
         if record.cluster.fingerprint != problem.cluster.fingerprint:
             say(f"soaprl: warning: {_other_cluster(chosen.name, record.cluster.name, problem.cluster.name)}")
         strategy = record.bind(problem.graph, problem.cluster, fingerprint=graph_fingerprint(problem.graph))

@@ -84,6 +84,22 @@ class FoundBy(_Strict):
     versions: dict[str, str] = {}
 
 
+class Assumptions(_Strict):
+    """What the predicted time of a strategy holds for.
+
+    Attributes:
+        optimizer: What updates the parameters.
+        compute_dtype: What matrix units work in.
+        gradient_compression: How gradients are sent that devices sum.
+        paper: Whether the assumptions of the SOAP paper hold.
+    """
+
+    optimizer: str
+    compute_dtype: str = "float32"
+    gradient_compression: str = "none"
+    paper: bool = False
+
+
 class OperatorRecord(_Strict):
     """One operator's configuration: degrees above 1 by factor name, a device for each task, and its stage."""
 
@@ -113,6 +129,7 @@ class StrategyRecord(_Strict):
         cluster: The cluster that the strategy was found for.
         found_by: Who found it.
         predicted_iteration_time_s: What the simulator said; None if it was not simulated.
+        assumptions: What that time holds for; None in files that do not say.
         sharding: What is sharded over the devices that hold the same parameters; files without it shard
             nothing.
         micro_batches: Into how many parts the batch is cut, one after the other; files without it: one.
@@ -129,6 +146,7 @@ class StrategyRecord(_Strict):
     cluster: ClusterReference
     found_by: FoundBy
     predicted_iteration_time_s: float | None = None
+    assumptions: Assumptions | None = None
     sharding: Sharding = Sharding.NONE
     micro_batches: int = 1
     schedule: Schedule = Schedule.NONE

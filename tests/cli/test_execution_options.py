@@ -1,11 +1,12 @@
 """Options that say how gradients are sent and what matrix units work in, and strategies that shard state."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Finished
+from tests.cli.conftest import MODEL, Finished
 
 Soaprl = Callable[..., Finished]
 
@@ -13,7 +14,7 @@ Soaprl = Callable[..., Finished]
 @pytest.mark.parametrize(("name", "ratio"), [("fp16", 2), ("int8", 4), ("ternary", 16)])
 def test_simulate_sends_compressed_gradients(soaprl: Soaprl, graph_file: Path, name: str, ratio: int) -> None:
     whole = soaprl("simulate", graph_file, "-c", "p100-1x4", "--json").json
-    small = soaprl("simulate", graph_file, "-c", "p100-1x4", "--gradient-compression", name, "--json").json
+    small = soaprl("simulate", graph_file, "-c", "p100-1x4", "--compress", name, "--json").json
     assert (whole["gradient_compression"], small["gradient_compression"]) == ("none", name)
     assert small["synchronization_bytes"] == whole["synchronization_bytes"] // ratio
 
@@ -53,6 +54,91 @@ def test_tf32_is_faster_where_devices_have_it_and_the_same_elsewhere(
 
     assert compute_s("a100-1x2", "tf32") <= compute_s("a100-1x2", "float32")
     assert compute_s("p100-1x2", "tf32") == compute_s("p100-1x2", "float32")
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_precisions_have_short_names(soaprl: Soaprl, graph_file: Path, short: str, dtype: str) -> None:
+    found = [
+        soaprl("simulate", graph_file, "-c", "a100-1x2", "--precision", word, "--json").json
+        for word in (short, dtype)
+    ]
+    assert found[0]["iteration_time_s"] == found[1]["iteration_time_s"]
+    assert found[0]["cost_model"] == found[1]["cost_model"]
+    assert found[0]["strategy"]["assumptions"]["compute_dtype"] == dtype
+
+
+def test_a_strategy_file_keeps_what_it_was_found_for_and_options_override_it(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "found.json"
+    options = ("--precision", "bf16", "--compress", "int8", "--optimizer", "sgd")
+    on = (graph_file, "-c", "a100-1x2", "--json")
+    found = soaprl("search", *on, "--method", "data-parallel", "--out", path, *options).json
+    assumed = json.loads(path.read_text())["assumptions"]
+    assert assumed == {
+        "optimizer": "sgd",
+        "compute_dtype": "bfloat16",
+        "gradient_compression": "int8",
+        "paper": False,
+    }
+    again = soaprl("simulate", *on, "--strategy", path).json
+    assert again["iteration_time_s"] == found["iteration_time_s"]
+    assert (again["cost_model"], again["gradient_compression"]) == (found["cost_model"], "int8")
+    other = soaprl("simulate", *on, "--strategy", path, "--compress", "none", "--optimizer", "adam").json
+    assert (other["gradient_compression"], other["peak_memory_bytes"] > again["peak_memory_bytes"]) == (
+        "none",
+        True,
+    )
+
+
+def test_a_file_of_a_search_with_the_papers_assumptions_says_so(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path, on = tmp_path / "found.json", (graph_file, "-c", "p100-1x2", "--json")
+    found = soaprl("search", *on, "--method", "data-parallel", "--out", path, "--paper").json
+    times_s = [
+        soaprl("simulate", *on, "--strategy", path, *more).json["iteration_time_s"]
+        for more in ((), ("--paper",), ("--no-paper",))
+    ]
+    assert times_s[0] == times_s[1] == found["iteration_time_s"] != times_s[2]
+
+
+def test_what_the_runtime_does_not_have_is_refused_before_anything_starts(
+    soaprl: Soaprl, tmp_path: Path
+) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    path, model = tmp_path / "found.json", f"{tmp_path / 'model.py'}:factory"
+    for options, message in (
+        (("--sharding", "zero1"), "shards its state (zero1), which can be simulated but not run"),
+        (("--compress", "fp16"), "gradient compression 'fp16', which can be simulated but not run"),
+    ):
+        soaprl("search", model, "-c", "cpu-1x2", "--method", "data-parallel", "--out", path, *options)
+        done = soaprl("run", path)
+        assert done.code == 2
+        assert message in " ".join(done.err.split())
+        assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("command", ["search", "simulate", "compare"])
+def test_a_sharding_is_asked_for_by_name(soaprl: Soaprl, graph_file: Path, command: str) -> None:
+    method = {"search": "--method", "simulate": "--strategy", "compare": "--methods"}[command]
+    on = (command, graph_file, "-c", "p100-1x4", method, "data-parallel", "--json")
+    whole, pieces = soaprl(*on).json, soaprl(*on, "--sharding", "zero3").json
+    if command == "compare":
+        whole, pieces = whole["results"][0], pieces["results"][0]
+    else:
+        assert (whole["strategy"]["sharding"], pieces["strategy"]["sharding"]) == ("none", "zero3")
+    assert 2 * pieces["communication_bytes"] == 3 * whole["communication_bytes"]
+
+
+def test_a_strategy_file_is_simulated_with_another_sharding(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path, on = tmp_path / "fsdp.json", (graph_file, "-c", "p100-1x4", "--json")
+    soaprl("search", *on, "--method", "fsdp", "--out", path)
+    for asked, expected in (((), "zero1"), (("--sharding", "none"), "none")):
+        found = soaprl("simulate", *on, "--strategy", path, *asked).json
+        assert found["strategy"]["sharding"] == expected
 
 
 def test_fsdp_is_found_written_and_simulated_again(soaprl: Soaprl, graph_file: Path, tmp_path: Path) -> None:

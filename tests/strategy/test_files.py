@@ -211,10 +211,19 @@ def test_sharding_survives_the_file_and_the_other_exports_name_it(tmp_path: Path
     save_strategy(path, record_of(graph, strategy))
     assert load_strategy(path).bind(graph, CLUSTER) == strategy
     named = sharding is not Sharding.NONE
-    # Files without sharding are those that earlier versions wrote, and can read.
-    assert ("sharding" in json.loads(path.read_text())) == named
+    assert json.loads(path.read_text())["sharding"] == sharding.value
     assert (sharding.value in export_text(graph, CLUSTER, strategy)) == named
     assert (sharding.value in export_dot(graph, CLUSTER, strategy)) == named
+
+
+def test_files_of_earlier_versions_shard_nothing_and_say_nothing_of_costs(tmp_path: Path) -> None:
+    path = tmp_path / "strategy.json"
+    content = saved(path)
+    del content["sharding"], content["assumptions"]
+    path.write_text(json.dumps(content))
+    record = load_strategy(path)
+    assert (record.sharding, record.assumptions) == (Sharding.NONE, None)
+    assert record.bind(chain(), CLUSTER).sharding is Sharding.NONE
 
 
 def test_an_unknown_sharding_in_a_file_is_refused(tmp_path: Path) -> None:
