@@ -101,6 +101,20 @@ def operation(target: str) -> Any:
         ) from error
 
 
+def quick_operation(target: str) -> Any:
+    """The same as `operation`, where there is one by a way that takes half a microsecond less."""
+    name = target.split(".")[1]
+    if target.startswith("aten.") and name in _QUICK:
+        return getattr(torch._C._nn, name, None) or getattr(torch, name)
+    return operation(target)
+
+
+# Their arguments have the order and names of the schema in the library's own binding too.
+_QUICK = frozenset(
+    {"add", "conv2d", "gelu", "layer_norm", "linear", "matmul", "mul", "relu", "sigmoid", "tanh"}
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One argument in the library's schema.

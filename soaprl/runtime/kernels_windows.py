@@ -22,6 +22,11 @@ def per_dim(value: int | Sequence[int], num_dims: int) -> list[int]:
     return values * num_dims if len(values) == 1 else values
 
 
+def _whole_windows(call: LocalCall, source: LocalDims, num_dims: int) -> bool:
+    """Whether the part has the last dimensions whole, so that the library knows where windows are."""
+    return all(d.whole for d in (*source[-num_dims:], *call.results[0][-num_dims:]))
+
+
 def window_padding(dims: LocalDims, literal: list[int]) -> list[tuple[int, int]]:
     """Padding before and after each of the last dimensions: beyond the true border, or `literal` if whole."""
     return [
@@ -55,11 +60,14 @@ def convolution(call: LocalCall) -> Results:
     else:
         padding = window_padding(call.dims["input"], per_dim(call["padding"], num_dims))
     groups = x.shape[-num_dims - 1] // weight.shape[1]
+    if any(before != after for before, after in padding):
+        x, padding = pad_last(x, padding), [(0, 0)] * num_dims
     result: Tensor = getattr(torch, f"conv{num_dims}d")(
-        pad_last(x, padding),
+        x,
         weight,
         call["bias"] if call.lead else None,
         stride=per_dim(call["stride"], num_dims),
+        padding=[before for before, _ in padding],
         dilation=per_dim(call["dilation"], num_dims),
         groups=groups,
     )
@@ -105,7 +113,7 @@ def max_pool(call: LocalCall) -> Results:
     kernel, dilation = per_dim(call["kernel_size"], num_dims), per_dim(call["dilation"], num_dims)
     stride = per_dim(call["stride"] or kernel, num_dims)
     x, dims = call.local("self"), call.dims["self"]
-    if all(d.unlabelled for d in dims[-num_dims:]):
+    if _whole_windows(call, dims, num_dims) or all(d.unlabelled for d in dims[-num_dims:]):
         return call.run()
     padding = window_padding(dims, per_dim(call["padding"], num_dims))
     pooled: Tensor = getattr(torch, f"max_pool{num_dims}d")(
@@ -118,7 +126,7 @@ def average_pool(call: LocalCall) -> Results:
     """avg_pool1d, 2d, 3d: sums of windows, divided by how much of each window counts."""
     num_dims = int(call.target.split(".")[1][8])
     x, dims = call.local("self"), call.dims["self"][-num_dims:]
-    if all(d.unlabelled for d in dims):
+    if _whole_windows(call, dims, num_dims) or all(d.unlabelled for d in dims):
         return call.run()
     kernel = per_dim(call["kernel_size"], num_dims)
     stride, padding = per_dim(call["stride"] or kernel, num_dims), per_dim(call["padding"], num_dims)
@@ -157,6 +165,8 @@ def _weights(rows: Tensor, columns: Tensor, values: Tensor, source: LocalDim, nu
 def adaptive_average_pool(call: LocalCall) -> Results:
     """adaptive_avg_pool1d, 2d, 3d: one averaging matrix for each dimension."""
     num_dims, x = int(call.target.split(".")[1][17]), call.local("self")
+    if _whole_windows(call, call.dims["self"], num_dims):
+        return call.run()
     for d in range(-num_dims, 0):
         source, out = call.dims["self"][d], call.results[0][d]
         rows, columns, values = [], [], []
@@ -196,6 +206,8 @@ def interpolate(call: LocalCall) -> Results:
     """Every upsample operation: a matrix of weights for each dimension."""
     name, x = call.target.split(".")[1], call.local("input")
     num_dims = int(name[-2])
+    if _whole_windows(call, call.dims["input"], num_dims):
+        return call.run()
     scales = call.get("scale_factors") or [None] * num_dims
     for d in range(-num_dims, 0):
         source, out = call.dims["input"][d], call.results[0][d]
@@ -258,6 +270,17 @@ def pad(call: LocalCall) -> Results:
         else:
             pads += [source.start + before - out.start, out.stop - (source.stop + before)]
     return call.run(pad=pads)
+
+
+# On a part that is the whole these only call the library.
+PLAIN_WHERE_WHOLE = (
+    convolution,
+    max_pool,
+    average_pool,
+    adaptive_average_pool,
+    adaptive_max_pool,
+    interpolate,
+)
 
 
 def window_kernels() -> dict[str, Kernel]:

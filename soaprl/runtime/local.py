@@ -6,18 +6,18 @@ to what the call needs, and the calls run in order. All of it is differentiable.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from soaprl.graph.operators import Operator, Ref
+from soaprl.graph.operators import Operator
 from soaprl.runtime.calls import Kernel, LocalCall
-from soaprl.runtime.kernels_dense import PLAIN_WHERE_LEAD, dense_kernels
+from soaprl.runtime.kernels_dense import dense_kernels
 from soaprl.runtime.kernels_losses import loss_kernels
 from soaprl.runtime.kernels_plain import plain_kernels
 from soaprl.runtime.kernels_random import random_kernels
 from soaprl.runtime.kernels_windows import window_kernels
-from soaprl.runtime.plans import CallPlan, FetchTensor, PartPlan, apply
+from soaprl.runtime.plans import PartPlan, apply
 
 
 def kernels() -> dict[str, Kernel]:
@@ -53,11 +53,8 @@ def run_part(
         For each output access, the region that the part writes, in refined coordinates; a summand (see
         `Access.combine`) where the output omits a factor.
     """
-    run = PartRun(PartPlan(operator, degrees, part), inputs, parameters, buffers, seed=seed)
-    table = kernels() if table is None else table
-    for _ in operator.body:
-        run.advance(table)
-    return run.outputs()
+    plan = PartPlan(operator, degrees, part, kernels() if table is None else table)
+    return PartRun(plan, (*inputs, *parameters, *buffers), seed=seed).finish()
 
 
 class PartRun:
@@ -65,95 +62,63 @@ class PartRun:
 
     Args:
         plan: Of the part.
-        inputs: As for `run_part`.
-        parameters: As for `run_part`.
-        buffers: As for `run_part`.
+        regions: What the part reads, in refined coordinates: inputs, parameters, buffers.
         seed: As for `run_part`.
 
     Attributes:
-        results: Those of the calls so far.
+        slots: The tensors so far, as `PartPlan` numbers them; None where nothing needs one any more.
+        num_done: The calls so far.
     """
 
-    def __init__(
-        self,
-        plan: PartPlan,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-        *,
-        seed: int = 0,
-    ) -> None:
-        self.results: list[list[Tensor]] = []
-        self._plan, self._seed = plan, seed
-        self._device = next((t.device for t in (*inputs, *parameters, *buffers)), torch.get_default_device())
-        self._held = {
-            "input": self._operands("input", inputs),
-            "parameter": self._operands("parameter", parameters),
-            "buffer": self._operands("buffer", buffers),
-        }
+    __slots__ = ("_device", "_plan", "_seed", "num_done", "slots")
 
-    def _operands(self, group: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-        found = []
-        for shape, steps, tensor in zip(
-            self._plan.shapes[group], self._plan.arranged[group], tensors, strict=True
-        ):
+    def __init__(self, plan: PartPlan, regions: Sequence[Tensor], *, seed: int = 0) -> None:
+        self._plan, self._seed, self.num_done = plan, seed, 0
+        self.slots: list[Any] = list(regions)
+        slots = self.slots
+        self._device = slots[0].device if slots else None
+        for shape, tensor in zip(plan.shapes, slots, strict=True):
             assert tensor.shape == shape, f"expected the region {shape}, found {tuple(tensor.shape)}"
-            found.append(apply(steps, tensor))
-        return found
+        for slot, steps in plan.arranged:
+            slots[slot] = apply(steps, slots[slot])
 
     @property
     def finished(self) -> bool:
         """Whether all calls have run."""
-        return len(self.results) == len(self._plan.calls)
+        return self.num_done == len(self._plan.calls)
 
     def next_call(self) -> LocalCall:
         """The next call of the body, bound to the part's tensors."""
-        return self._plan.calls[len(self.results)].bind(self._fetch, seed=self._seed, device=self._device)
+        return self._plan.calls[self.num_done].bind(self.slots, self._seed, self._device)
 
-    def advance(self, table: Mapping[str, Kernel]) -> None:
+    def enter(self, results: Sequence[Tensor]) -> None:
+        """Takes the results of the next call."""
+        slots = self.slots
+        slots += results
+        for slot in self._plan.freed[self.num_done]:
+            slots[slot] = None
+        self.num_done += 1
+
+    def advance(self) -> None:
         """Runs the next call."""
-        plan = self._plan.calls[len(self.results)]
-        self.results.append(run_call(plan, self._fetch, seed=self._seed, device=self._device, table=table))
+        call = self._plan.calls[self.num_done]
+        self.enter(call.run(self.slots, self._seed, self._device))
+
+    def finish(self) -> list[Tensor]:
+        """Runs the calls that are left; what the part writes."""
+        slots, plan = self.slots, self._plan
+        for number in range(self.num_done, len(plan.calls)):
+            slots += plan.calls[number].run(slots, self._seed, self._device)
+            for slot in plan.freed[number]:
+                slots[slot] = None
+        self.num_done = len(plan.calls)
+        return self.outputs()
 
     def outputs(self) -> list[Tensor]:
         """What the part writes, once all calls have run."""
         found = []
-        for call, result, shape, steps in self._plan.outputs:
-            tensor = self.results[call][result]
+        for slot, shape, steps in self._plan.outputs:
+            tensor = self.slots[slot]
             assert tensor.shape == shape, f"the region is {shape}, found {tuple(tensor.shape)}"
-            found.append(apply(steps, tensor))
+            found.append(apply(steps, tensor) if steps else tensor)
         return found
-
-    def _fetch(self, ref: Ref) -> Tensor:
-        if ref.source == "call":
-            return self.results[ref.index][ref.result]
-        return self._held[ref.source][ref.index]
-
-
-def run_call(
-    plan: CallPlan,
-    fetch: FetchTensor,
-    *,
-    seed: int,
-    device: torch.device,
-    table: Mapping[str, Kernel],
-) -> list[Tensor]:
-    """The results of one call.
-
-    Args:
-        plan: What to call.
-        fetch: The tensor that a reference stands for.
-        seed: Of the random numbers of the whole iteration.
-        device: Where new tensors are made.
-        table: Kernels, as `kernels` gives them.
-    """
-    # An in-place call has the kernel of its out-of-place form; it has a copy of what it would change.
-    kernel = table.get(plan.target) or table.get(plan.target.rsplit(".", 1)[0].rstrip("_"))
-    if kernel is None or (plan.lead and kernel in PLAIN_WHERE_LEAD):
-        found = plan.run(fetch, device)
-    else:
-        found = kernel(plan.bind(fetch, seed=seed, device=device))
-    results = list(found)[: len(plan.shapes)] if isinstance(found, tuple | list) else [found]
-    for tensor, shape in zip(results, plan.shapes, strict=True):
-        assert tensor.shape == shape, f"{plan.name}: expected {shape}, found {tuple(tensor.shape)}"
-    return results

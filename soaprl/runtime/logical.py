@@ -91,6 +91,10 @@ class LogicalRanks:
         Raises:
             ProgramError: Ranks wait for each other.
         """
+        with torch.enable_grad():
+            return self._iterate(batch, seed, update, watch)
+
+    def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> Tensor:
         runs = [_RankRun(s, d, batch, update, watch) for s, d in zip(self.states, self._drops, strict=True)]
         for run in runs:
             run.state.begin(seed)
@@ -133,13 +137,13 @@ class _RankRun:
     ) -> None:
         self.state, self.rank, self.index = state, state.program.rank, 0
         self.pending: dict[int, Callable[[], None]] = {}
-        self._drops, self._batch, self._update, self._watch = drops, batch, update, watch
+        self._steps, self._drops = state.program.steps, drops
+        self._batch, self._update, self._watch = batch, update, watch
 
     @property
     def current(self) -> Step | None:
         """The step that the rank has come to; None after the last."""
-        steps = self.state.program.steps
-        return steps[self.index] if self.index < len(steps) else None
+        return self._steps[self.index] if self.index < len(self._steps) else None
 
     def complete(self, ids: list[int] | tuple[int, ...]) -> None:
         """Lets what the shared steps `ids` brought be there."""
@@ -148,26 +152,23 @@ class _RankRun:
 
     def advance(self) -> None:
         """Runs up to the next shared step, which awaits what it needs."""
-        while self.current is not None and not isinstance(self.current, _SHARED):
-            self._local(self.current)
+        while (step := self.current) is not None and not isinstance(step, _SHARED):
+            self._local(step)
             self._drop()
             self.index += 1
-        if isinstance(self.current, ReduceLoss | ReduceNorm):
-            self.complete(self.current.waits)
+        if isinstance(step, ReduceLoss | ReduceNorm):
+            self.complete(step.waits)
 
     def leave(self) -> None:
         """Forgets what only the shared step at hand needed."""
         self._drop()
 
     def _drop(self) -> None:
-        self.state.drop(self._drops[self.index])
+        if pieces := self._drops[self.index]:
+            self.state.drop(pieces)
 
     def _local(self, step: Step) -> None:
-        if isinstance(step, LoadInputs):
-            self.state.load_inputs(step, self._batch)
-        elif isinstance(step, MakeConstants):
-            self.state.make_constants(step)
-        elif isinstance(step, Forward):
+        if isinstance(step, Forward):
             self.complete(step.waits)
             self.state.forward(step)
             if self._watch is not None:
@@ -176,6 +177,10 @@ class _RankRun:
         elif isinstance(step, Backward):
             self.complete(step.waits)
             self.state.backward(step)
+        elif isinstance(step, LoadInputs):
+            self.state.load_inputs(step, self._batch)
+        elif isinstance(step, MakeConstants):
+            self.state.make_constants(step)
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             self.complete(step.waits)
@@ -215,6 +220,13 @@ def _exchange(group: list[_RankRun]) -> None:
 
 
 def _reduce(group: list[_RankRun]) -> None:
+    if len(group) == 1:
+        (run,) = group
+        alone = run.current
+        assert isinstance(alone, _REDUCTIONS), "it is a reduction"
+        contributions = run.state.contribution(alone)
+        run.pending[alone.id] = lambda: run.state.enter(alone, contributions)
+        return
     totals: list[Tensor] = []
     for run in group:
         step = run.current

@@ -7,7 +7,9 @@ as a short list of tensor operations, mostly empty.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from operator import itemgetter
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref
-from soaprl.runtime.calls import LocalCall, LocalDims, Results, operation, schema, tensor_dims
+from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, quick_operation, schema, tensor_dims
+from soaprl.runtime.kernels_dense import PLAIN_WHERE_LEAD
+from soaprl.runtime.kernels_windows import PLAIN_WHERE_WHOLE
 from soaprl.runtime.shards import (
     Box,
     Layout,
@@ -31,8 +35,8 @@ from soaprl.runtime.shards import (
 
 Pieces: TypeAlias = tuple[tuple[Piece, ...], ...]
 TensorStep: TypeAlias = Callable[[Tensor], Tensor]
-# Gives the tensor that a reference stands for, as it was read or computed.
-FetchTensor: TypeAlias = Callable[[Ref], Tensor]
+# Tensors by number: what was read, arranged into operands, and what was computed.
+Slots: TypeAlias = Sequence[Tensor] | Mapping[int, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,7 @@ def _cropping(d: int, pieces: tuple[Piece, ...], dim: LocalDim) -> list[TensorSt
 
 # Calls.
 
-_Made: TypeAlias = Callable[[FetchTensor], Any]
+_Made: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +146,8 @@ class CallPlan:
         call: What to call.
         dims_of: The indices that the part works on, for the dimensions of an argument or result.
         describe: The operand that a reference stands for; it may hold more than the call needs.
+        slot_of: The number of the tensor that a reference stands for.
+        table: Kernels by target, with or without overload, as `soaprl.runtime.local.kernels` gives them.
 
     Attributes:
         name: Name of the captured node.
@@ -149,6 +155,7 @@ class CallPlan:
         shapes: Local shapes of the results.
         lead: As in `LocalCall`.
         results: For each result, the indices that the part computes.
+        reads: The numbers of the tensors among its arguments.
     """
 
     def __init__(
@@ -156,15 +163,19 @@ class CallPlan:
         call: Call,
         dims_of: Callable[[tuple[DimUse, ...]], LocalDims],
         describe: Callable[[Ref], Operand],
+        slot_of: Callable[[Ref], int],
+        table: Mapping[str, Kernel],
     ) -> None:
         self.name, self.target = call.name, call.target
+        self.reads: set[int] = set()
         wanted = iter([dims_of(uses) for uses in call.arg_dims])
 
         def bind(argument: Argument) -> _Bound:
             if isinstance(argument, Ref):
-                dims, operand = next(wanted), describe(argument)
+                dims, operand, slot = next(wanted), describe(argument), slot_of(argument)
+                self.reads.add(slot)
                 steps = (*operand.steps, *cropping(operand.pieces, dims))
-                return _Bound(value=None, make=_reading(argument, steps), dims=dims)
+                return _Bound(value=None, make=_reading(slot, steps), dims=dims)
             if isinstance(argument, tuple):
                 return _sequence([bind(a) for a in argument])
             return _Bound(value=argument, make=None, dims=None)
@@ -179,6 +190,13 @@ class CallPlan:
         self.results = tuple(dims_of(uses) for uses in call.result_dims)
         self.shapes = tuple(tuple(d.size for d in dims) for dims in self.results)
         self.lead = leads(self._dims, self.results)
+        # An in-place call has the kernel of its out-of-place form; it has a copy of what it would change.
+        kernel = table.get(self.target) or table.get(self.target.rsplit(".", 1)[0].rstrip("_"))
+        plain = (self.lead and kernel in PLAIN_WHERE_LEAD) or (self._whole() and kernel in PLAIN_WHERE_WHOLE)
+        self._kernel = None if plain else kernel
+
+    def _whole(self) -> bool:
+        return all(d.whole for dims in (*tensor_dims(self._dims.values()), *self.results) for d in dims)
 
     def _by_name(self, positional: list[_Bound], named: dict[str, _Bound]) -> dict[str, _Bound]:
         """Arguments by the names of the library's schema, defaults filled in."""
@@ -202,7 +220,7 @@ class CallPlan:
         """Where each argument goes if the library is called as it is."""
         if self.target.startswith("soaprl."):
             return
-        self._operation = operation(self.target)
+        self._operation = quick_operation(self.target)
         positional = [a.name for a in schema(self.target) if not a.keyword_only]
         self._list = [bound[name].value for name in positional]
         self._keywords = {name: b.value for name, b in bound.items() if name not in positional}
@@ -210,29 +228,41 @@ class CallPlan:
         self._list_made = tuple((positional.index(n), make) for n, make in made if n in positional)
         self._keywords_made = tuple((n, make) for n, make in made if n not in positional)
 
-    def run(self, fetch: FetchTensor, device: torch.device) -> Results:
-        """What the library makes of the local arguments as they are."""
-        if self._devices or self._keywords_made:
-            return self.bind(fetch, seed=0, device=device).run()
-        arguments = self._list.copy()
-        for position, make in self._list_made:
-            arguments[position] = make(fetch)
-        results: Results = self._operation(*arguments, **self._keywords)
-        return results
-
-    def bind(self, fetch: FetchTensor, *, seed: int, device: torch.device) -> LocalCall:
-        """The call with its tensors.
+    def run(self, slots: Slots, seed: int, device: torch.device | None) -> Sequence[Tensor]:
+        """The results of the call.
 
         Args:
-            fetch: The tensor that a reference stands for.
+            slots: The tensors by number.
             seed: Of the random numbers of the whole iteration.
-            device: Where new tensors are made.
+            device: Where new tensors are made; None for the default device.
         """
+        if self._kernel is not None:
+            found = self._kernel(self.bind(slots, seed, device))
+        elif self._devices or self._keywords_made:
+            found = self.bind(slots, seed, device).run()
+        else:
+            arguments = self._list.copy()
+            for position, make in self._list_made:
+                arguments[position] = make(slots)
+            found = self._operation(*arguments, **self._keywords)
+        if isinstance(found, Tensor):
+            assert found.shape == self.shapes[0], self._unexpected(found, 0)
+            return (found,)
+        results = found[: len(self.shapes)]
+        for number, tensor in enumerate(results):
+            assert tensor.shape == self.shapes[number], self._unexpected(tensor, number)
+        return results
+
+    def _unexpected(self, found: Tensor, number: int) -> str:
+        return f"{self.name}: expected {self.shapes[number]}, found {tuple(found.shape)}"
+
+    def bind(self, slots: Slots, seed: int, device: torch.device | None) -> LocalCall:
+        """The call with its tensors; as for `run`."""
         arguments = dict(self._fixed)
         for name, make in self._made:
-            arguments[name] = make(fetch)
+            arguments[name] = make(slots)
         for name in self._devices:
-            arguments[name] = device
+            arguments[name] = torch.get_default_device() if device is None else device
         return LocalCall(
             name=self.name,
             target=self.target,
@@ -244,10 +274,13 @@ class CallPlan:
         )
 
 
-def _reading(ref: Ref, steps: tuple[TensorStep, ...]) -> _Made:
+def _reading(slot: int, steps: tuple[TensorStep, ...]) -> _Made:
     if not steps:
-        return lambda fetch: fetch(ref)
-    return lambda fetch: apply(steps, fetch(ref))
+        return itemgetter(slot)
+    if len(steps) == 1:
+        (step,) = steps
+        return lambda slots: step(slots[slot])
+    return lambda slots: apply(steps, slots[slot])
 
 
 def _sequence(items: list[_Bound]) -> _Bound:
@@ -256,14 +289,14 @@ def _sequence(items: list[_Bound]) -> _Bound:
         return _Bound(value=[item.value for item in items], make=None, dims=dims)
     return _Bound(
         value=None,
-        make=lambda fetch: [item.value if item.make is None else item.make(fetch) for item in items],
+        make=lambda slots: [item.value if item.make is None else item.make(slots) for item in items],
         dims=dims,
     )
 
 
 def _copying(make: _Made) -> _Made:
-    def copied(fetch: FetchTensor) -> Any:
-        made = make(fetch)
+    def copied(slots: Slots) -> Any:
+        made = make(slots)
         return made.clone() if isinstance(made, Tensor) else made
 
     return copied
@@ -296,35 +329,66 @@ class PartPlan:
         operator: What to run.
         degrees: Number of parts of each factor.
         part: Which part, row-major.
+        table: Kernels, as `soaprl.runtime.local.kernels` gives them.
+
+    Its slots are its inputs, parameters and buffers, then the results of its calls, in order.
 
     Attributes:
         operator: The operator.
         box: The part's interval of each factor.
-        shapes: For each kind of access, the shapes of the regions that the part reads.
-        arranged: For each kind of access, what makes an operand of each region.
+        shapes: The shapes of the regions that the part reads, by slot.
+        arranged: Where a region must become an operand first: its slot, and how.
         calls: One plan for each call of the body.
-        outputs: For each output, the call and result that it is, its shape, and what makes a region of it.
+        freed: For each call, the slots of results that nothing needs after it.
+        outputs: For each output, its slot, its shape, and what makes a region of it.
     """
 
-    def __init__(self, operator: Operator, degrees: tuple[int, ...], part: int) -> None:
+    def __init__(
+        self, operator: Operator, degrees: tuple[int, ...], part: int, table: Mapping[str, Kernel]
+    ) -> None:
         self.operator, self.box = operator, part_box(operator.extents, degrees, part)
-        groups = {"input": operator.inputs, "parameter": operator.parameters, "buffer": operator.buffers}
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
-        self.arranged: dict[str, list[tuple[TensorStep, ...]]] = {}
-        self._pieces: dict[str, list[Pieces]] = {}
-        for name, accesses in groups.items():
-            shapes = [tuple(stop - start for start, stop in region(a, self.box)) for a in accesses]
-            pieces = [operand_pieces(a, self.box) for a in accesses]
-            self.shapes[name], self._pieces[name] = shapes, pieces
-            self.arranged[name] = [
-                arranging(shape, a.layout, found)
-                for shape, a, found in zip(shapes, accesses, pieces, strict=True)
-            ]
-        self.calls = tuple(CallPlan(call, self._dims_of, self._describe) for call in operator.body)
+        accesses = (*operator.inputs, *operator.parameters, *operator.buffers)
+        self.shapes = [tuple(stop - start for start, stop in region(a, self.box)) for a in accesses]
+        self._pieces = [operand_pieces(a, self.box) for a in accesses]
+        arranged = [
+            (slot, arranging(shape, a.layout, found))
+            for slot, (shape, a, found) in enumerate(zip(self.shapes, accesses, self._pieces, strict=True))
+        ]
+        self.arranged = tuple((slot, steps) for slot, steps in arranged if steps)
+        sizes = (len(accesses), *(len(call.result_dims) for call in operator.body))
+        self._first_slots = tuple(accumulate(sizes))
+        self.calls = tuple(
+            CallPlan(call, self._dims_of, self._describe, self._slot_of, table) for call in operator.body
+        )
         self.outputs = tuple(
-            (call, result, *self._stored(access, operator.body[call].name))
+            (self._first_slots[call] + result, *self._stored(access, operator.body[call].name))
             for access, (call, result) in zip(operator.outputs, operator.body_outputs, strict=True)
         )
+
+        self.freed = self._freed()
+
+    def _freed(self) -> tuple[tuple[int, ...], ...]:
+        """Results die young, so that their memory is used again while it is in the cache."""
+        last = {slot: number for number, call in enumerate(self.calls) for slot in call.reads}
+        for number, call in enumerate(self.calls):
+            first = self._first_slots[number]
+            last.update({slot: number for slot in range(first, first + len(call.shapes)) if slot not in last})
+        kept = {slot for slot, _, _ in self.outputs} | set(range(self._first_slots[0]))
+        return tuple(
+            tuple(slot for slot, when in last.items() if when == number and slot not in kept)
+            for number in range(len(self.calls))
+        )
+
+    def _slot_of(self, ref: Ref) -> int:
+        operator = self.operator
+        if ref.source == "call":
+            return self._first_slots[ref.index] + ref.result
+        before = {
+            "input": (),
+            "parameter": operator.inputs,
+            "buffer": (*operator.inputs, *operator.parameters),
+        }
+        return len(before[ref.source]) + ref.index
 
     def _dims_of(self, uses: tuple[DimUse, ...]) -> LocalDims:
         return tuple(local_dim(use, self.operator.extents, self.box) for use in uses)
@@ -332,7 +396,7 @@ class PartPlan:
     def _describe(self, ref: Ref) -> Operand:
         if ref.source != "call":
             # Regions are arranged once, when the part begins.
-            return Operand(steps=(), pieces=self._pieces[ref.source][ref.index])
+            return Operand(steps=(), pieces=self._pieces[self._slot_of(ref)])
         dims = self._dims_of(self.operator.body[ref.index].result_dims[ref.result])
         return _of_result(dims, ref.layout, self.box)
 

@@ -41,6 +41,10 @@ class Piece:
     part: int
     box: Box
 
+    def __hash__(self) -> int:
+        # Pieces are looked up all the time, and few have the same tensor and part.
+        return hash((self.tensor, self.part))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:

@@ -4,18 +4,19 @@ An executor runs the steps in order, lets ranks talk in the shared ones, and cal
 that is local; `soaprl.runtime.logical` does so for all ranks in one process.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from soaprl.graph.factors import part_box
-from soaprl.graph.operators import Operator, OperatorGraph, TensorRole
+from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.local import PartRun
 from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.program import (
     Backward,
@@ -36,14 +37,30 @@ from soaprl.runtime.program import (
 )
 from soaprl.runtime.reference import combined, run_constants
 from soaprl.runtime.running import RunningStatistics
+from soaprl.runtime.segments import differentiate, enter, outer_outputs, segments_of
 from soaprl.runtime.shards import region
 from soaprl.runtime.statistics import synchronized_calls
-from soaprl.runtime.stores import Assembly, BlockStore, Combination, GradientSums, ParameterGradients
-from soaprl.runtime.tasks import Leaf, TaskInputs, TaskRun, leaf_of
+from soaprl.runtime.stores import Assembly, BlockStore, GradientSums, ParameterGradients
+from soaprl.runtime.tasks import StagedTask
 
 # Gives the content of a block of a graph input, parameter or buffer, in refined coordinates.
 Fetch = Callable[[Block], Tensor]
 Reduction: TypeAlias = ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReadPlan:
+    """How a task gets a region of an input.
+
+    Attributes:
+        assembly: How it is put together.
+        piece: The piece that it is, where it is one piece and needs nothing more.
+        inner: For each piece, whether it is differentiated in the graph that the task is in.
+    """
+
+    assembly: Assembly
+    piece: Piece | None
+    inner: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +69,27 @@ class _TaskPlan:
 
     Attributes:
         part: The part of the operator.
-        assemblies: How each input is put together.
+        segment: The number of the segment whose graph it is in; -1 without a backward pass.
+        reads: How it gets each input.
+        parameters: For each parameter its content, or None where that must be entered.
+        blocks: The blocks of these parameters.
+        buffers: The blocks of buffers that it reads.
         stops: The calls of the body at whose statistics it waits for others.
+        recorded: The calls whose batch statistics are to be recorded.
         written: What it writes.
-        parameters: The blocks of parameters that it reads.
-        input_gradients: For each input, whether it gives a gradient.
-        parameter_gradients: The same for each parameter.
+        outer: For each of these, whether gradients come from elsewhere than the segment.
     """
 
     part: PartPlan
-    assemblies: tuple[Assembly, ...]
+    segment: int
+    reads: tuple[_ReadPlan, ...]
+    parameters: tuple[Tensor | None, ...]
+    blocks: tuple[Block, ...]
+    buffers: tuple[Block, ...]
     stops: tuple[int, ...]
+    recorded: tuple[int, ...]
     written: tuple[Piece, ...]
-    parameters: tuple[Block, ...]
-    input_gradients: tuple[bool, ...]
-    parameter_gradients: tuple[bool, ...]
+    outer: tuple[bool, ...]
 
 
 class RankState:
@@ -79,6 +102,8 @@ class RankState:
         state: Gives the initial content of blocks of parameters and of whole buffers.
         device: Where everything is.
         table: Kernels, as `soaprl.runtime.local.kernels` gives them.
+        segmented: Whether tasks share graphs (see `soaprl.runtime.segments`), which is faster; if not, each
+            backward pass happens when its step comes, and can be timed.
 
     Attributes:
         program: The rank's program.
@@ -97,6 +122,8 @@ class RankState:
         state: Fetch,
         device: torch.device,
         table: Mapping[str, Kernel],
+        *,
+        segmented: bool = True,
     ) -> None:
         self.graph, self.device, self.program = graph, device, program.ranks[rank]
         self._configs, self._options, self._table = program.configs, program.options, table
@@ -111,7 +138,14 @@ class RankState:
             self._parameters.put(block, parameter.detach())
         self._parameter_gradients = ParameterGradients(self.parameters)
         self._plans: dict[tuple[int, int], _TaskPlan] = {}
-        self._leaves: dict[Block, Leaf] = {}
+        self._segment_of = segments_of(self.program, joined=segmented)
+        self._outer = outer_outputs(self.program, self._segment_of)
+        self._own = {
+            (piece.tensor, piece.part): piece
+            for step in self.program.steps
+            if isinstance(step, Forward)
+            for piece in step.writes
+        }
         self.buffers: dict[int, Tensor] = {}
         for tensor in self.program.buffers:
             stored = graph.tensors[tensor]
@@ -124,11 +158,11 @@ class RankState:
         """Begins an iteration, or a micro-batch of one; `seed` is that of its random numbers."""
         self._seed = seed
         self._values: dict[Piece, Tensor] = {}
-        self._own: dict[tuple[int, int], Piece] = {}
         self._gradients = GradientSums()
         self._inputs, self._constants = BlockStore(), dict[int, Tensor]()
-        self._tasks: dict[tuple[int, int], TaskRun] = {}
-        self._combinations: dict[tuple[int, int], list[Combination | None]] = {}
+        self._tasks: dict[tuple[int, int], StagedTask] = {}
+        # By segment: what it wrote whose gradients come from elsewhere.
+        self._outputs: dict[int, list[tuple[Piece, GradientEdge]]] = {}
         # By task: rows of statistics, their combined table, the gradients of both.
         self._rows: dict[tuple[int, int], Tensor] = {}
         self._tables: dict[tuple[int, int], Tensor] = {}
@@ -164,90 +198,147 @@ class RankState:
 
     def forward(self, step: Forward) -> None:
         """Runs a task, or a stage of it."""
-        key, operator = (step.operator, step.part), self.graph.operators[step.operator]
-        if step.stage == 0:
-            self._tasks[key] = self._new_task(step, operator)
-        task = self._tasks[key]
-        results = task.forward(self._tables.get(key) if step.stage else None)
+        key = (step.operator, step.part)
+        plan = self._plans.get(key) or self._new_plan(step)
+        if plan.segment >= 0:
+            results = self._results(step, plan)
+        else:
+            with torch.no_grad():
+                results = self._results(step, plan)
         if not step.writes:
             (self._rows[key],) = results
             return
-        for piece, result in zip(step.writes, results, strict=True):
+        for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
             self._values[piece] = result
-            self._own[piece.tensor, piece.part] = piece
-        if task.statistics:
-            self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
-        if not operator.has_backward:
-            del self._tasks[key], self._combinations[key]
+            if outer and result.requires_grad:
+                self._outputs[plan.segment].append((piece, get_gradient_edge(result)))
 
-    def _new_task(self, step: Forward, operator: Operator) -> TaskRun:
+    def _results(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
+        if plan.stops or plan.recorded:
+            return self._staged(step, plan)
+        return PartRun(plan.part, self._regions(plan), seed=self._seed).finish()
+
+    def _staged(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
         key = (step.operator, step.part)
-        if key not in self._plans:
-            self._plans[key] = self._plan(step, operator)
-        plan = self._plans[key]
-        regions = [self._region(assembly) for assembly in plan.assemblies]
-        self._combinations[key] = [combination for _, combination in regions]
-        return TaskRun(
-            plan.part,
-            TaskInputs(
-                inputs=[content for content, _ in regions],
-                parameters=[self._leaf(block) for block in step.parameters],
-                buffers=[self.buffer(block) for block in step.buffers],
-                input_gradients=plan.input_gradients,
-                parameter_gradients=plan.parameter_gradients,
-            ),
-            self._table,
-            seed=self._seed,
-            stops=plan.stops,
-            recorded=step.statistics,
-        )
+        if step.stage == 0:
+            self._tasks[key] = StagedTask(
+                plan.part,
+                self._regions(plan),
+                seed=self._seed,
+                stops=plan.stops,
+                recorded=plan.recorded,
+            )
+        task = self._tasks[key]
+        results = task.forward(self._tables.get(key) if step.stage else None)
+        if step.writes:
+            if task.statistics:
+                self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
+            if plan.segment < 0 or not plan.stops:
+                del self._tasks[key]
+        return results
 
-    def _plan(self, step: Forward, operator: Operator) -> "_TaskPlan":
-        config = self._configs[step.operator]
+    def _regions(self, plan: _TaskPlan) -> list[Tensor]:
+        """What a task reads: inputs, parameters, buffers."""
+        if plan.segment >= 0 and plan.segment not in self._outputs:
+            self._outputs[plan.segment] = []
+        found = [
+            self._values[read.piece] if read.piece is not None else self._region(read, plan)
+            for read in plan.reads
+        ]
+        for content, block in zip(plan.parameters, plan.blocks, strict=True):
+            found.append(self._entered(block) if content is None else content)
+        found += [self.buffer(block) for block in plan.buffers]
+        return found
+
+    def _new_plan(self, step: Forward) -> _TaskPlan:
+        operator, config = self.graph.operators[step.operator], self._configs[step.operator]
+        key = (step.operator, step.part)
         boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
         box = boxes[step.part]
-        shared = synchronized_calls(operator, boxes, self._options.batch_norm)
-        return _TaskPlan(
-            part=PartPlan(operator, config.degrees, step.part),
-            assemblies=tuple(self._assembly(read) for read in step.reads),
-            stops=tuple(n.call for n in shared),
-            written=tuple(
-                Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs
+        written = tuple(Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs)
+        plan = self._plans[key] = _TaskPlan(
+            part=PartPlan(operator, config.degrees, step.part, self._table),
+            segment=self._segment_of.get(key, -1),
+            reads=tuple(self._read_plan(read, self._segment_of.get(key, -1)) for read in step.reads),
+            parameters=tuple(
+                self._content(block, access.gradient and operator.has_backward)
+                for block, access in zip(step.parameters, operator.parameters, strict=True)
             ),
-            parameters=tuple(Block(tensor=a.tensor, box=region(a, box)) for a in operator.parameters),
-            input_gradients=tuple(read.gradient for read in step.reads),
-            parameter_gradients=tuple(access.gradient for access in operator.parameters),
+            blocks=step.parameters,
+            buffers=step.buffers,
+            stops=tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm)),
+            recorded=step.statistics,
+            written=written,
+            outer=tuple((piece.tensor, piece.part) in self._outer for piece in written),
         )
+        return plan
 
-    def _assembly(self, read: Read) -> Assembly:
+    def _read_plan(self, read: Read, segment: int) -> _ReadPlan:
         how = "sum"
         if read.tensor in self.graph.producer:
-            outputs = self.graph.operators[self.graph.producer[read.tensor]].outputs
+            producer = self.graph.producer[read.tensor]
+            outputs = self.graph.operators[producer].outputs
             how = next(access.combine for access in outputs if access.tensor == read.tensor)
-        return Assembly(self.graph.tensors[read.tensor], read, how)
+            inner = tuple(
+                read.gradient and segment >= 0 and self._segment_of.get((producer, piece.part), -1) == segment
+                for piece in read.pieces
+            )
+        else:
+            inner = ()
+        only = read.pieces[0] if len(read.pieces) == 1 and read.pieces[0].box == read.box else None
+        return _ReadPlan(
+            assembly=Assembly(self.graph.tensors[read.tensor], read, how),
+            piece=only if inner == (True,) or segment < 0 else None,
+            inner=inner,
+        )
 
-    def _region(self, assembly: Assembly) -> tuple[Tensor, Combination | None]:
-        read = assembly.read
+    def _region(self, plan: _ReadPlan, task: _TaskPlan) -> Tensor:
+        """A region that is not simply a piece in the task's graph."""
+        assembly, read = plan.assembly, plan.assembly.read
         role = self.graph.tensors[read.tensor].role
-        if role is TensorRole.ACTIVATION:
-            return assembly.assemble([self._values[piece] for piece in read.pieces], self.device)
-        block = Block(tensor=read.tensor, box=read.box)
-        return self._inputs.read(block) if role is TensorRole.INPUT else self.buffer(block), None
+        if role is not TensorRole.ACTIVATION:
+            block = Block(tensor=read.tensor, box=read.box)
+            return self._inputs.read(block) if role is TensorRole.INPUT else self.buffer(block)
+        contents = [self._values[piece] for piece in read.pieces]
+        if any(plan.inner):
+            given = [
+                content if inner else self._source(piece, content)
+                for piece, content, inner in zip(read.pieces, contents, plan.inner, strict=True)
+            ]
+            return assembly.joined(given, self.device)
+        content, combination = assembly.assemble([c.detach() for c in contents], self.device)
+        if task.segment < 0 or not read.gradient:
+            return content
+
+        def receive(gradient: Tensor) -> None:
+            for piece, box, part in assembly.gradients(gradient, combination):
+                self._gradients.add(piece, box, part)
+
+        return enter(content, receive)
+
+    def _source(self, piece: Piece, content: Tensor) -> Tensor:
+        return enter(content, lambda gradient: self._gradients.add(piece, piece.box, gradient))
+
+    def _content(self, block: Block, wanted: bool) -> Tensor | None:
+        """A block of parameters as tasks read it in every iteration; None where it must be put together."""
+        parameter = self.parameters.get(block)
+        if parameter is not None:
+            return parameter if wanted else parameter.detach()
+        trained = wanted and self.graph.tensors[block.tensor].requires_grad
+        return self._parameter(block) if self._parameters.holds(block) and not trained else None
+
+    def _entered(self, block: Block) -> Tensor:
+        """A block of parameters that is not held as it is, in a task's graph."""
+        content = self._parameter(block)
+        if not (torch.is_grad_enabled() and self.graph.tensors[block.tensor].requires_grad):
+            return content
+        return enter(content, lambda gradient: self._parameter_gradients.add(block, gradient))
 
     def buffer(self, block: Block) -> Tensor:
         """The content of a block of a buffer or constant."""
         known = self._constants if block.tensor in self._constants else self.buffers
         shape = self.graph.tensors[block.tensor].refined_shape
         return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
-
-    def _leaf(self, block: Block) -> Leaf:
-        """A block of parameters; the same leaf each time, if the rank holds the block as it is."""
-        if block in self._leaves:
-            return self._leaves[block]
-        leaf = leaf_of(self._parameter(block))
-        if self._parameters.holds(block):
-            self._leaves[block] = leaf
-        return leaf
 
     def _parameter(self, block: Block) -> Tensor:
         if num_elements(block.box):
@@ -258,25 +349,26 @@ class RankState:
     def backward(self, step: Backward) -> None:
         """Runs the backward pass of a task, or a stage of it."""
         key = (step.operator, step.part)
-        plan, task = self._plans[key], self._tasks[key]
-        if key in self._row_gradients:
+        segment = self._segment_of[key]
+        written = self._outputs.get(segment)
+        if written is None:
+            # A later task of the segment had its turn, and with it this one.
+            return
+        task = self._tasks.get(key)
+        if task is not None and key in self._row_gradients:
             task.enter_row_gradient(self._row_gradients.pop(key))
         if step.stage > 0:
-            gradients = [self._gradients.get(piece) for piece in plan.written]
-            self._table_gradients[key] = task.backward_statistics(gradients)
+            assert task is not None, "stages have tasks of their own"
+            outputs = [(edge, self._gradients.get(piece)) for piece, edge in written]
+            self._table_gradients[key] = task.backward_statistics(outputs)
             return
-        given = [self._gradients.pop(piece) for piece in plan.written]
-        inputs, parameters = task.backward(given)
-        combinations = self._combinations.pop(key)
-        for position, gradient in inputs.items():
-            for piece, box, part in plan.assemblies[position].gradients(gradient, combinations[position]):
-                self._gradients.add(piece, box, part)
-        known = [*given, *inputs.values(), *parameters.values()]
-        places = Counter(gradient.data_ptr() for gradient in known if gradient is not None)
-        for position, gradient in parameters.items():
-            own = places[gradient.data_ptr()] == 1 and gradient._base is None
-            self._parameter_gradients.add(plan.parameters[position], gradient, own=own)
-        del self._tasks[key]
+        outputs = [(edge, self._gradients.pop(piece)) for piece, edge in written]
+        if task is None:
+            differentiate(outputs)
+        else:
+            task.backward(outputs)
+            del self._tasks[key]
+        del self._outputs[segment]
 
     # What goes between ranks.
 
@@ -286,7 +378,9 @@ class RankState:
         for piece in message.pieces:
             if direction == "forward":
                 own = self._own[piece.tensor, piece.part]
-                content = self._values[own][inside(piece.box, own.box)]
+                content = self._values[own].detach()
+                if piece.box != own.box:
+                    content = content[inside(piece.box, own.box)]
             else:
                 gradient = self._gradients.pop(piece)
                 content = self._zeros(piece) if gradient is None else gradient
@@ -313,12 +407,12 @@ class RankState:
 
     def value(self, piece: Piece) -> Tensor:
         """The content of a piece that has not been dropped."""
-        return self._values[piece]
+        return self._values[piece].detach()
 
     @property
     def num_held(self) -> int:
         """Pieces, gradients and tasks that are still held."""
-        return len(self._values) + len(self._gradients) + len(self._tasks)
+        return len(self._values) + len(self._gradients) + len(self._tasks) + len(self._outputs)
 
     # Sums over ranks.
 
@@ -337,6 +431,8 @@ class RankState:
             return [self._parameter_gradients.read(cell).reshape(-1) for cell in step.cells]
         if isinstance(step, ReduceNorm):
             return [self._squared_norm(step.cells)]
+        if len(step.group) == 1:
+            return []
         return [self._running.contribution(t, self.buffers[t]) for t in step.buffers]
 
     def enter(self, step: Reduction, totals: Sequence[Tensor]) -> None:
@@ -351,6 +447,9 @@ class RankState:
                 self._parameter_gradients.write(cell, total.reshape(shape))
         elif isinstance(step, ReduceNorm):
             self.gradient_norm = totals[0].sqrt()
+        elif len(step.group) == 1:
+            for tensor in step.buffers:
+                self._running.update(tensor, self.buffers[tensor])
         else:
             for tensor, total in zip(step.buffers, totals, strict=True):
                 self._running.enter(tensor, self.buffers[tensor], total)
@@ -383,15 +482,13 @@ class RankState:
             return torch.zeros((), dtype=torch.float64, device=self.device)
         operator = self.graph.operators[self.graph.producer[self.graph.loss]]
         how = next(access.combine for access in operator.outputs if access.tensor == self.graph.loss)
-        with torch.enable_grad():
-            parts = [self._values[piece].detach().requires_grad_() for piece in step.pieces]
-            whole = combined(parts, how)
-        found = torch.autograd.grad(whole, parts, torch.full_like(whole, scale), allow_unused=True)
-        for piece, gradient in zip(step.pieces, found, strict=True):
-            mine = (piece.tensor, piece.part) in self._own
-            if mine and operator.has_backward and gradient is not None:
-                self._gradients.add(piece, piece.box, gradient)
-        value = whole.detach().reshape(()).double()
+        parts = [self._values[piece].detach() for piece in step.pieces]
+        whole = combined(parts, how)
+        if operator.has_backward:
+            for piece, gradient in zip(step.pieces, _seeds(parts, how, scale), strict=True):
+                if (piece.tensor, piece.part) in self._own and gradient is not None:
+                    self._gradients.add(piece, piece.box, gradient)
+        value = whole.reshape(()).double()
         return value if step.counted else torch.zeros_like(value)
 
     def _squared_norm(self, cells: Iterable[Block]) -> Tensor:
@@ -416,3 +513,13 @@ class RankState:
         """Overwrites a block of a buffer; any shape with as many elements."""
         target = self.buffer(block)
         target.copy_(content.reshape(target.shape))
+
+
+def _seeds(parts: Sequence[Tensor], how: str, scale: float) -> Sequence[Tensor | None]:
+    """The gradients of the parts of a loss, of which `scale` times the loss is minimized."""
+    if how == "sum" or len(parts) == 1:
+        return [torch.full_like(part, scale) for part in parts]
+    with torch.enable_grad():
+        leaves = [part.requires_grad_() for part in parts]
+        whole = combined(leaves, how)
+    return torch.autograd.grad(whole, leaves, torch.full_like(whole, scale), allow_unused=True)

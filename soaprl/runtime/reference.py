@@ -5,6 +5,7 @@ parts write is put together again; parts that write the same region in part are 
 differentiable, so that ``loss.backward()`` gives the gradients of every parameter.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from soaprl.graph.operators import Access, Broadcast, DimUse, Operator, Operator
 from soaprl.graph.operators import Tensor as StoredTensor
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.literals import literal_tensors
-from soaprl.runtime.local import kernels, run_call, run_part
+from soaprl.runtime.local import kernels, run_part
 from soaprl.runtime.plans import CallPlan, Operand, arranging
 from soaprl.runtime.shards import Box, LocalDim, region
 
@@ -80,6 +81,7 @@ def run_constants(
     calls = range(len(graph.constants)) if calls is None else calls
     device = device or next((t.device for t in sources.values()), torch.get_default_device())
     made: dict[int, Tensor] = {}
+    known = dict(sources)
 
     def whole_dims(uses: tuple[DimUse, ...]) -> tuple[LocalDim, ...]:
         return tuple(LocalDim(extent=use.extent, label=(), factors=(), span=None) for use in uses)
@@ -88,15 +90,12 @@ def run_constants(
         extents, layout = graph.tensors[ref.index].refined_shape, ref.layout or ()
         sizes = [[p.extent if isinstance(p, Broadcast) else extents[p] for p in dim] for dim in layout]
         pieces = tuple(tuple((size, 0, size) for size in dim) for dim in sizes)
-        return Operand(steps=arranging(extents, layout, pieces), pieces=pieces)
-
-    def fetch(ref: Ref) -> Tensor:
-        content = made[ref.index] if ref.index in made else sources[ref.index]
-        return content.reshape(graph.tensors[ref.index].refined_shape)
+        steps = (lambda tensor: tensor.reshape(extents), *arranging(extents, layout, pieces))
+        return Operand(steps=steps, pieces=pieces)
 
     for number in calls:
-        plan = CallPlan(graph.constants[number], whole_dims, describe)
-        results = run_call(plan, fetch, seed=seed, device=device, table=table)
+        plan = CallPlan(graph.constants[number], whole_dims, describe, lambda ref: ref.index, table)
+        results = plan.run(ChainMap(made, known), seed, device)
         made.update(zip(graph.constant_results[number], results, strict=True))
     return made
 

@@ -62,6 +62,15 @@ class RunningStatistics:
                         _Recorded(writer=(operator, n.call), box=where, value=content)
                     )
 
+    def update(self, tensor: int, buffer: Tensor) -> None:
+        """Enters what this rank recorded of a buffer, where no other rank recorded any of the same."""
+        shape = self._graph.tensors[tensor].refined_shape
+        content = buffer.view(shape)
+        whole = _whole(shape)
+        for found in self._recorded.get(tensor, ()):
+            target = content if found.box == whole else content[inside(found.box, whole)]
+            target.lerp_(found.value.to(buffer.dtype), self._momentum[found.writer])
+
     def contribution(self, tensor: int, buffer: Tensor) -> Tensor:
         """This rank's summand to the new content of a whole buffer, in its stored shape."""
         stored = self._graph.tensors[tensor]

@@ -64,8 +64,8 @@ class BlockStore:
 class ParameterGradients:
     """The gradients of the blocks of parameters that a rank trains, while summands arrive.
 
-    They are kept as ``grad`` of the parameters, where optimizers look for them. The first summand of a whole
-    block becomes the gradient as it is, so that nothing is written twice.
+    They are kept as ``grad`` of the parameters, where optimizers look for them, and where PyTorch itself adds
+    up what tasks give that read a block as it is held.
 
     Args:
         parameters: The parameters, by block.
@@ -97,22 +97,10 @@ class ParameterGradients:
             self._overlaps[block] = [(shared, box, p) for shared, box, p in pairs if num_elements(shared)]
         return self._overlaps[block]
 
-    def add(self, block: Block, content: Tensor, *, own: bool) -> None:
-        """Adds to the gradient of `block`.
-
-        Args:
-            block: All of it is held.
-            content: The summand.
-            own: Whether nothing else refers to what `content` holds.
-        """
+    def add(self, block: Block, content: Tensor) -> None:
+        """Adds to the gradient of `block`, all of which is held."""
         for shared, box, parameter in self._overlapping(block):
-            part = content if shared == block.box else content[inside(shared, block.box)]
-            if parameter.grad is None and shared == box:
-                kept = own and part.is_contiguous() and part.dtype == parameter.dtype
-                parameter.grad = part if kept else part.to(parameter.dtype, copy=True).contiguous()
-            else:
-                whole = _gradient_of(parameter)
-                whole[inside(shared, box)].add_(part)
+            _gradient_of(parameter)[inside(shared, box)].add_(content[inside(shared, block.box)])
 
     def read(self, block: Block) -> Tensor:
         """The gradient of `block`: itself where one parameter has all of it, else put together."""
@@ -177,15 +165,22 @@ class Assembly:
             contents: The pieces.
             device: Where an empty region is made.
         """
-        given = [c if cut is None else c[cut] for c, cut in zip(contents, self._cuts, strict=True)]
         if not self._differentiated:
-            return self._joined(given, device), None
+            return self.joined(contents, device), None
+        given = self._taken(contents)
         with torch.enable_grad():
             leaves = [part.detach().requires_grad_() for part in given]
-            whole = self._joined(leaves, device)
+            whole = self._combined(leaves, device)
         return whole.detach(), (whole, leaves)
 
-    def _joined(self, given: list[Tensor], device: torch.device) -> Tensor:
+    def joined(self, contents: Sequence[Tensor], device: torch.device) -> Tensor:
+        """The region as a function of the pieces."""
+        return self._combined(self._taken(contents), device)
+
+    def _taken(self, contents: Sequence[Tensor]) -> list[Tensor]:
+        return [c if cut is None else c[cut] for c, cut in zip(contents, self._cuts, strict=True)]
+
+    def _combined(self, given: list[Tensor], device: torch.device) -> Tensor:
         if len(self._groups) == 1 and self.read.box in self._groups:
             return combined(given, self._how)
         shape = [max(0, stop - start) for start, stop in self.read.box]

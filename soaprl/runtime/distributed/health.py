@@ -12,9 +12,8 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 _NOTE = "soaprl/failure"
 _BEAT = "soaprl/alive/{}"
@@ -24,8 +23,7 @@ _BEATS = 10
 _LONGEST_BEAT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """Where a rank is.
 
     Attributes:

@@ -1,7 +1,6 @@
 """One rank of a program as this process."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -78,10 +77,13 @@ class DistributedRank:
         table = kernels() if table is None else table
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
-        self._drops = last_uses(self.state.program)
+        program_steps, drops = self.state.program.steps, last_uses(self.state.program)
+        self._steps = tuple((s, awaited(s), d) for s, d in zip(program_steps, drops, strict=True))
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
         self._failures = Failures(graph, program, groups, timeout_s=timeout_s)
+        # The shared step at hand.
+        self._shared: Shared | None = None
         self.num_iterations = 0
 
     @property
@@ -106,60 +108,58 @@ class DistributedRank:
         Raises:
             ExecutionError: A rank failed.
         """
-        self.state.begin(seed)
-        self.state.clear_gradients()
-        self._pending.clear()
-        for index, (step, drops) in enumerate(zip(self.state.program.steps, self._drops, strict=True)):
-            self._complete(awaited(step), index)
-            self._at(index)
-            if isinstance(step, _SHARED):
-                with self._named(step):
-                    self._pending[step.id] = (step, self._transport.start(step))
-            else:
-                with self._named():
-                    self._local(step, batch, update, watch)
-            self.state.drop(drops)
-        self._complete(tuple(self._pending), len(self._drops))
-        self._at(len(self._drops))
+        with torch.enable_grad():
+            self._iterate(batch, seed, update, watch)
         self.num_iterations += 1
         return self.state.loss
 
+    def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> None:
+        self.state.begin(seed)
+        self.state.clear_gradients()
+        self._pending.clear()
+        try:
+            for index, (step, waits, drops) in enumerate(self._steps):
+                if waits:
+                    self._complete(waits, index)
+                self._at(index)
+                if isinstance(step, _SHARED):
+                    self._shared = step
+                    self._pending[step.id] = (step, self._transport.start(step))
+                else:
+                    self._local(step, batch, update, watch)
+                if drops:
+                    self.state.drop(drops)
+            self._complete(tuple(self._pending), len(self._steps))
+            self._at(len(self._steps))
+        except LinkError as error:
+            assert self._shared is not None, "only shared steps need others"
+            raise self._failures.of_others(self._place, self._shared, error) from error
+        except Exception as error:
+            raise self._failures.of_this_rank(self._place, error) from error
+
     def _at(self, index: int, *, waiting: bool = False) -> None:
-        self._place = Place(iteration=self.num_iterations, step=index, waiting=waiting)
-        self._health.place = self._place
+        self._health.place = self._place = Place(self.num_iterations, index, waiting)
 
     def _complete(self, ids: tuple[int, ...], index: int) -> None:
         """Lets what the shared steps `ids` brought be there, for the step number `index`."""
         if ids:
             self._at(index, waiting=True)
         for number in ids:
-            step, arrive = self._pending.pop(number)
-            with self._named(step):
-                arrive()
-
-    @contextmanager
-    def _named(self, step: Shared | None = None) -> Iterator[None]:
-        """Turns exceptions into errors that name the rank that failed, and where."""
-        try:
-            yield
-        except LinkError as error:
-            assert step is not None, "only shared steps need others"
-            raise self._failures.of_others(self._place, step, error) from error
-        except Exception as error:
-            raise self._failures.of_this_rank(self._place, error) from error
+            self._shared, arrive = self._pending.pop(number)
+            arrive()
 
     def _local(self, step: Step, batch: Fetch, update: UpdateRank | None, watch: Watch | None) -> None:
-        if isinstance(step, LoadInputs):
-            self.state.load_inputs(step, batch)
-        elif isinstance(step, MakeConstants):
-            self.state.make_constants(step)
-        elif isinstance(step, Forward):
+        if isinstance(step, Forward):
             self.state.forward(step)
             if watch is not None:
                 for piece in step.writes:
                     watch(piece, self.state.value(piece))
         elif isinstance(step, Backward):
             self.state.backward(step)
+        elif isinstance(step, LoadInputs):
+            self.state.load_inputs(step, batch)
+        elif isinstance(step, MakeConstants):
+            self.state.make_constants(step)
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             self.state.fill_gradients()
