@@ -4,6 +4,8 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.cells import Cell
 from soaprl.runtime.exchanges import total_bytes
 
+FIRST_BUCKET_BYTES = 2**20
+
 
 class Buckets:
     """Cells by holders and data type, in the order in which backward passes complete them.
@@ -12,7 +14,8 @@ class Buckets:
         graph: The operators.
         cells: All cells.
         trained: The parameters that are trained.
-        bucket_bytes: A bucket of at least this size is full.
+        bucket_bytes: A bucket of at least this size is full. The first of each kind is full earlier, so that
+            there is something to reduce while the backward pass goes on.
     """
 
     def __init__(self, graph: OperatorGraph, cells: list[Cell], trained: set[int], bucket_bytes: int) -> None:
@@ -21,6 +24,7 @@ class Buckets:
         self.sizes: dict[tuple[tuple[int, ...], str], int] = {}
         self.open: dict[tuple[tuple[int, ...], str], list[Cell]] = {}
         self.by_operator: dict[int, list[Cell]] = {}
+        self.begun: set[tuple[tuple[int, ...], str]] = set()
         for cell in cells:
             if len(cell.holders) > 1 and cell.completed_by >= 0 and cell.block.tensor in trained:
                 self.by_operator.setdefault(cell.completed_by, []).append(cell)
@@ -32,7 +36,9 @@ class Buckets:
             key = (cell.holders, self.graph.tensors[cell.block.tensor].dtype)
             self.open.setdefault(key, []).append(cell)
             self.sizes[key] = self.sizes.get(key, 0) + total_bytes(self.graph, [cell.block])
-            if self.sizes[key] >= self.bucket_bytes:
+            limit = self.bucket_bytes if key in self.begun else min(self.bucket_bytes, FIRST_BUCKET_BYTES)
+            if self.sizes[key] >= limit:
+                self.begun.add(key)
                 del self.sizes[key]
                 full.append(self.open.pop(key))
         return full

@@ -428,7 +428,7 @@ class RankState:
         if isinstance(step, ReduceStatistics):
             return [self._statistics(step)]
         if isinstance(step, ReduceGradients):
-            return [self._parameter_gradients.read(cell).reshape(-1) for cell in step.cells]
+            return self._parameter_gradients.read_all(step.cells)
         if isinstance(step, ReduceNorm):
             return [self._squared_norm(step.cells)]
         if len(step.group) == 1:
@@ -442,9 +442,7 @@ class RankState:
         elif isinstance(step, ReduceStatistics):
             self._enter_statistics(step, totals[0])
         elif isinstance(step, ReduceGradients):
-            for cell, total in zip(step.cells, totals, strict=True):
-                shape = [stop - start for start, stop in cell.box]
-                self._parameter_gradients.write(cell, total.reshape(shape))
+            self._parameter_gradients.write_all(step.cells, totals)
         elif isinstance(step, ReduceNorm):
             self.gradient_norm = totals[0].sqrt()
         elif len(step.group) == 1:

@@ -77,6 +77,7 @@ class ParameterGradients:
             if parameter.requires_grad:
                 self._held.setdefault(block.tensor, []).append((block.box, parameter))
         self._overlaps: dict[Block, list[tuple[Box, Box, nn.Parameter]]] = {}
+        self._wholes: dict[int, tuple[tuple[Block, ...], tuple[nn.Parameter, ...] | None]] = {}
 
     def clear(self) -> None:
         """Forgets all gradients: they are zero."""
@@ -102,6 +103,30 @@ class ParameterGradients:
         for shared, box, parameter in self._overlapping(block):
             _gradient_of(parameter)[inside(shared, box)].add_(content[inside(shared, block.box)])
 
+    def read_all(self, cells: tuple[Block, ...]) -> list[Tensor]:
+        """The gradients of some cells."""
+        held = self._held_as(cells)
+        return [self.read(cell) for cell in cells] if held is None else [_gradient_of(p) for p in held]
+
+    def write_all(self, cells: tuple[Block, ...], contents: Sequence[Tensor]) -> None:
+        """Overwrites the gradients of some cells; they may keep `contents` until they are cleared."""
+        held = self._held_as(cells)
+        if held is None:
+            for cell, content in zip(cells, contents, strict=True):
+                self.write(cell, content)
+        else:
+            for parameter, content in zip(held, contents, strict=True):
+                parameter.grad = content
+
+    def _held_as(self, cells: tuple[Block, ...]) -> tuple[nn.Parameter, ...] | None:
+        """The parameters that cells are, if each is one; worked out once."""
+        if id(cells) not in self._wholes:
+            found = [self._overlapping(cell) for cell in cells]
+            each = all(len(o) == 1 and o[0][0] == o[0][1] == c.box for o, c in zip(found, cells, strict=True))
+            # The cells are kept, so that their id stays their own.
+            self._wholes[id(cells)] = (cells, tuple(o[0][2] for o in found) if each else None)
+        return self._wholes[id(cells)][1]
+
     def read(self, block: Block) -> Tensor:
         """The gradient of `block`: itself where one parameter has all of it, else put together."""
         overlapping = self._overlapping(block)
@@ -118,7 +143,7 @@ class ParameterGradients:
     def write(self, block: Block, content: Tensor) -> None:
         """Overwrites the gradient of `block`, which may keep `content` as it is until it is cleared."""
         for shared, box, parameter in self._overlapping(block):
-            part = content[inside(shared, block.box)]
+            part = content if shared == block.box else content[inside(shared, block.box)]
             if shared == box and part.is_contiguous() and part.dtype == parameter.dtype:
                 parameter.grad = part
             else:

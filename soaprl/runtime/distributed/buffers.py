@@ -74,5 +74,4 @@ class SumBuffer:
 
     def pack(self, contents: Sequence[Tensor]) -> None:
         """Copies all summands."""
-        for summand, content in zip(self.summands, contents, strict=True):
-            summand.copy_(content)
+        torch._foreach_copy_(self.summands, list(contents))

@@ -116,7 +116,10 @@ class Transport:
         def arrive() -> None:
             for work in works:
                 self._wait(work)
-            self._state.enter(step, [total.to(self._state.device) for total in buffer.summands])
+            totals = buffer.summands
+            if self._wire != self._state.device:
+                totals = [total.to(self._state.device) for total in totals]
+            self._state.enter(step, totals)
 
         return arrive
 
