@@ -162,7 +162,7 @@ class RankState:
         self._inputs, self._constants = BlockStore(), dict[int, Tensor]()
         self._tasks: dict[tuple[int, int], StagedTask] = {}
         # By segment: what it wrote whose gradients come from elsewhere.
-        self._outputs: dict[int, list[tuple[Piece, GradientEdge]]] = {}
+        self._outputs: dict[int, list[tuple[Piece, GradientEdge | None]]] = {}
         # By task: rows of statistics, their combined table, the gradients of both.
         self._rows: dict[tuple[int, int], Tensor] = {}
         self._tables: dict[tuple[int, int], Tensor] = {}
@@ -210,8 +210,10 @@ class RankState:
             return
         for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
             self._values[piece] = result
-            if outer and result.requires_grad:
-                self._outputs[plan.segment].append((piece, get_gradient_edge(result)))
+            if outer:
+                # A task that reads nothing gives zeros, which are not differentiable.
+                edge = get_gradient_edge(result) if result.requires_grad else None
+                self._outputs[plan.segment].append((piece, edge))
 
     def _results(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
         if plan.stops or plan.recorded:
@@ -269,7 +271,9 @@ class RankState:
             stops=tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm)),
             recorded=step.statistics,
             written=written,
-            outer=tuple((piece.tensor, piece.part) in self._outer for piece in written),
+            outer=tuple(
+                operator.has_backward and (piece.tensor, piece.part) in self._outer for piece in written
+            ),
         )
         return plan
 

@@ -19,6 +19,8 @@ Task: TypeAlias = tuple[int, int]
 # The tensor and the task that wrote it: what a rank wrote, whatever box of it is meant.
 Written: TypeAlias = tuple[int, int]
 Receive: TypeAlias = Callable[[Tensor], None]
+# Something computed, where it is differentiable, and its gradient (None for zero).
+Output: TypeAlias = tuple[GradientEdge | None, Tensor | None]
 
 
 def segments_of(program: RankProgram, *, joined: bool = True) -> dict[Task, int]:
@@ -62,14 +64,14 @@ def outer_outputs(program: RankProgram, segment_of: dict[Task, int]) -> set[Writ
     return outer & writer.keys()
 
 
-def differentiate(outputs: Iterable[tuple[GradientEdge, Tensor | None]]) -> None:
-    """Runs the backward pass from some outputs, given their gradients (None for zero).
+def differentiate(outputs: Iterable[Output]) -> None:
+    """Runs the backward pass from some outputs.
 
     Parameters add up what they get in ``grad``; what was entered by `enter` gets its gradient there.
     """
-    pairs = [(edge, gradient) for edge, gradient in outputs if gradient is not None]
-    if pairs:
-        torch.autograd.backward([edge for edge, _ in pairs], [gradient for _, gradient in pairs])
+    edges, given = _differentiable(outputs)
+    if edges:
+        torch.autograd.backward(edges, given)
 
 
 def enter(content: Tensor, receive: Receive) -> Tensor:
@@ -99,12 +101,14 @@ class _Entry(torch.autograd.Function):
         return None, None, None
 
 
-def gradients_of(
-    outputs: Sequence[tuple[GradientEdge, Tensor | None]], sources: Sequence[GradientEdge]
-) -> list[Tensor | None]:
+def gradients_of(outputs: Iterable[Output], sources: Sequence[GradientEdge]) -> list[Tensor | None]:
     """The gradients of `sources`, by a graph that is needed again; None for zero."""
-    pairs = [(edge, gradient) for edge, gradient in outputs if gradient is not None]
-    if not pairs:
+    edges, given = _differentiable(outputs)
+    if not edges:
         return [None] * len(sources)
-    edges, given = [edge for edge, _ in pairs], [gradient for _, gradient in pairs]
     return list(torch.autograd.grad(edges, sources, given, allow_unused=True, retain_graph=True))
+
+
+def _differentiable(outputs: Iterable[Output]) -> tuple[list[GradientEdge], list[Tensor]]:
+    pairs = [(edge, given) for edge, given in outputs if edge is not None and given is not None]
+    return [edge for edge, _ in pairs], [given for _, given in pairs]

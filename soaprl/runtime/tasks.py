@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from soaprl.runtime.calls import LocalCall
 from soaprl.runtime.local import PartRun
 from soaprl.runtime.plans import PartPlan
-from soaprl.runtime.segments import differentiate, enter, gradients_of
+from soaprl.runtime.segments import Output, differentiate, enter, gradients_of
 from soaprl.runtime.statistics import batch_statistics, normalize, statistics_row
 
 
@@ -93,7 +93,7 @@ class StagedTask:
         self.statistics[call] = (mean, variance)
         return result
 
-    def backward_statistics(self, outputs: Sequence[tuple[GradientEdge, Tensor | None]]) -> Tensor | None:
+    def backward_statistics(self, outputs: Sequence[Output]) -> Tensor | None:
         """The gradient of the last table that no `backward_statistics` has been asked for yet.
 
         Args:
@@ -110,13 +110,12 @@ class StagedTask:
         """Takes the gradient of the row that the table of the last `backward_statistics` was made of."""
         self._row_gradients.insert(0, gradient)
 
-    def backward(self, outputs: Sequence[tuple[GradientEdge, Tensor | None]]) -> None:
+    def backward(self, outputs: Sequence[Output]) -> None:
         """The rest of the backward pass; see `soaprl.runtime.segments.differentiate`."""
         differentiate([*outputs, *self._given(0)])
         self._rows, self._tables = [], []
 
-    def _given(self, depth: int) -> list[tuple[GradientEdge, Tensor | None]]:
+    def _given(self, depth: int) -> list[Output]:
         """The rows from number `depth` on, with their gradients."""
         rows = self._rows[depth:]
-        pairs = zip(rows, self._row_gradients[-len(rows) :], strict=True)
-        return [(edge, gradient) for edge, gradient in pairs if edge is not None]
+        return list(zip(rows, self._row_gradients[-len(rows) :], strict=True))
