@@ -156,11 +156,15 @@ def longest_of_interest_s(chain: Chain, exponential: float) -> float:
 
 
 def _scale(chain: Chain) -> Scale:
-    """What the longest time of interest of a proposal depends on, if the current strategy fits in memory."""
+    """What the longest time, or the largest memory, of interest of a proposal depends on."""
+    fits, best = chain.evaluation.feasible, chain.start_rank[1]
     return Scale(
         current_s=chain.evaluation.iteration_time_s,
         scale_s=chain.time_scale_s,
-        best_s=chain.start_rank[1],
+        best_s=best if fits else 0.0,
+        current_bytes=-1.0 if fits else float(chain.evaluation.peak_memory_bytes),
+        scale_bytes=chain.memory_scale_bytes,
+        best_bytes=0.0 if fits else best,
     )
 
 
@@ -183,7 +187,7 @@ def walk(walker: Walker, chain: Chain, limits: Limits) -> tuple[Chain, bool]:
             if index != block:
                 draws, block = walker.proposals.block(walker.seed, walker.stream, index), index
             evaluation: Evaluation | None = None
-            if scanner is not None and longest_of_interest_s(chain, 0.0) < inf:
+            if scanner is not None:
                 idle = limits.idle_steps - (step - chain.improved_step)
                 end = row + min(limits.steps - step, idle)
                 row, evaluation = scanner.next(chain.current, _scale(chain), draws, row, end)

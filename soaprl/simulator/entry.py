@@ -26,7 +26,7 @@ from soaprl.simulator.trial import (
 # What there is to do.
 PROPOSE, SCAN, TAKE_BACK, SIMULATE, KEEP_SCHEDULE, REBUILD, REPLAN = 0, 1, 2, 3, 4, 5, 6
 
-NO_SCALE = Scale(current_s=0.0, scale_s=0.0, best_s=0.0)
+NO_SCALE = Scale(current_s=0.0, scale_s=0.0, best_s=0.0, current_bytes=-1.0, scale_bytes=0.0, best_bytes=0.0)
 
 
 def no_rows() -> Rows:

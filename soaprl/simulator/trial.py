@@ -88,17 +88,24 @@ class Scale(NamedTuple):
         current_s + (exponentials[row] + (tied operators - 1) * ratios[row]) * scale_s   and   best_s;
 
     best_s alone if an operator tied to the changed ones, but configured otherwise, is configured like them
-    after the change.
+    after the change. While the strategy at hand does not fit in memory, a candidate that fits has no limit,
+    and of the others the peak memory has the limit that follows from the last three in the same way.
 
     Attributes:
         current_s: Time of the strategy at hand.
         scale_s: See above.
         best_s: Best time so far.
+        current_bytes: Peak memory of the strategy at hand if it does not fit; -1 if it does.
+        scale_bytes: Like `scale_s`.
+        best_bytes: Least peak memory so far.
     """
 
     current_s: float
     scale_s: float
     best_s: float
+    current_bytes: float
+    scale_bytes: float
+    best_bytes: float
 
 
 @inner_kernel
@@ -121,9 +128,14 @@ def simulate_graph(
 @inner_kernel
 def _judge(setting: Setting, graph: Graph, limits: Limits, outcome: Outcome) -> None:
     """What there is to know beside the time, if it is finite."""
-    work, time_s = graph.work, outcome.time_s[0]
-    if time_s == np.inf:
-        return
+    if outcome.time_s[0] < np.inf:
+        _judge_memory(setting, graph, limits, outcome)
+
+
+@inner_kernel
+def _judge_memory(setting: Setting, graph: Graph, limits: Limits, outcome: Outcome) -> None:
+    """What there is to know beside the time; needs no schedule."""
+    work = graph.work
     outcome.numbers[PEAK_BYTES] = peak_memory(work, limits.peaks, limits.live, limits.state_per_byte)
     outcome.numbers[FITS] = 1
     for device in range(setting.tables.num_devices):
@@ -147,6 +159,15 @@ def propose_change(
     limit_s: float,
 ) -> None:
     """Applies the change and simulates; takes it back if that takes longer than `limit_s`."""
+    if _begin_change(setting, found, graph, change, outcome, limit_s) == DONE:
+        _finish_change(setting, found, graph, change, record, queue, limits, outcome, horizon_s, limit_s)
+
+
+@inner_kernel
+def _begin_change(
+    setting: Setting, found: Found, graph: Graph, change: Change, outcome: Outcome, limit_s: float
+) -> int:
+    """Applies the change unless a device alone has more to compute than `limit_s`; returns the status."""
     add_load(setting, found, graph, change, 1)
     _add_load_at_hand(setting, found, graph, change, -1)
     longest_s = 0.0
@@ -158,8 +179,23 @@ def propose_change(
         _add_load_at_hand(setting, found, graph, change, 1)
     outcome.numbers[STATUS] = status
     outcome.numbers[OPEN] = 0 if status in (TOO_LONG, UNKNOWN_PATTERN) else 1
-    if status != DONE:
-        return
+    return int(status)
+
+
+@inner_kernel
+def _finish_change(
+    setting: Setting,
+    found: Found,
+    graph: Graph,
+    change: Change,
+    record: Record,
+    queue: Queue,
+    limits: Limits,
+    outcome: Outcome,
+    horizon_s: float,
+    limit_s: float,
+) -> None:
+    """Simulates after a change, and takes it back if that takes longer than `limit_s`."""
     time_s = GIVEN_UP_S
     if record.size[0] > 0 and worth_following(record):
         _mark(setting, found, graph, change, record)
@@ -180,9 +216,7 @@ def propose_change(
     else:
         _judge(setting, graph, limits, outcome)
     if outcome.time_s[0] == np.inf:
-        outcome.numbers[STATUS] = TOO_LONG
-        status = take_change_back(setting, found, graph, change, outcome)
-        assert status == DONE
+        _refuse(setting, found, graph, change, outcome)
 
 
 @inner_kernel
@@ -240,56 +274,84 @@ def scan_candidates(
     first: int,
     end: int,
 ) -> int:
-    """The first row from `first` to `end` that is within its limit and fits in memory, or `end`.
+    """The first row from `first` to `end` that is within its limit, or `end`.
 
     The status says what became of the last row looked at; `DONE`: its change is applied.
     """
     outcome.numbers[STATUS] = TOO_LONG
     for row in range(first, end):
-        limit_s = _stage(found, graph, change, rows, scale, row)
-        if limit_s < 0.0:
+        energy = _stage(found, graph, change, rows, row)
+        if energy == np.inf:
             outcome.numbers[STATUS] = UNKNOWN_VECTOR
             return row
-        propose_change(
-            setting, found, graph, change, record, queue, limits, outcome, scale.current_s, limit_s
-        )
-        status = outcome.numbers[STATUS]
+        fits_now = scale.current_bytes < 0
+        limit_s = _limit(energy, scale.current_s, scale.scale_s, scale.best_s) if fits_now else np.inf
+        status = _begin_change(setting, found, graph, change, outcome, limit_s)
+        if status not in (DONE, TOO_LONG):
+            return row
+        if status == DONE and not fits_now:
+            limit_bytes = _limit(energy, scale.current_bytes, scale.scale_bytes, scale.best_bytes)
+            _judge_memory(setting, graph, limits, outcome)
+            if outcome.numbers[FITS] == 0 and outcome.numbers[PEAK_BYTES] > limit_bytes:
+                _refuse(setting, found, graph, change, outcome)
+                status = TOO_LONG
         if status == TOO_LONG:
             continue
-        if status == DONE and (outcome.time_s[0] > limit_s or outcome.numbers[FITS] == 0):
-            status = take_change_back(setting, found, graph, change, outcome)
-            assert status == DONE
-            outcome.numbers[STATUS] = TOO_LONG
+        _finish_change(
+            setting, found, graph, change, record, queue, limits, outcome, scale.current_s, limit_s
+        )
+        if outcome.numbers[STATUS] == TOO_LONG:
+            continue
+        if fits_now and (outcome.time_s[0] > limit_s or outcome.numbers[FITS] == 0):
+            _refuse(setting, found, graph, change, outcome)
             continue
         return row
     return end
 
 
 @inner_kernel
-def _stage(found: Found, graph: Graph, change: Change, rows: Rows, scale: Scale, row: int) -> float:
-    """Makes a row the change at hand; returns its limit, or -1 if a pattern is not known."""
+def _refuse(setting: Setting, found: Found, graph: Graph, change: Change, outcome: Outcome) -> None:
+    """Takes a change back that is beyond its limit."""
+    status = take_change_back(setting, found, graph, change, outcome)
+    assert status == DONE
+    outcome.numbers[STATUS] = TOO_LONG
+
+
+@inner_kernel
+def _limit(energy: float, current: float, scale: float, best: float) -> float:
+    """See `Scale`."""
+    return best if energy == -np.inf else float(max(current + energy * scale, best))
+
+
+@inner_kernel
+def _stage(found: Found, graph: Graph, change: Change, rows: Rows, row: int) -> float:
+    """Makes a row the change at hand.
+
+    Returns:
+        How much worse it may be, in the units of `Scale`; minus infinity if only a best one is of interest;
+        infinity if a pattern is not known.
+    """
     operator, vector = rows.operators[row], rows.vectors[row]
     first, end = rows.tie_begin[operator], rows.tie_begin[operator + 1]
     change.sizes[0], change.sizes[2] = 0, 0
     if not rows.tied[row] or end - first == 1:
         if rows.patterns[rows.first[operator] + vector] < 0:
-            return -1.0
+            return np.inf
         _stage_operator(change, rows, row, operator)
-        return float(max(scale.current_s + rows.exponentials[row] * scale.scale_s, scale.best_s))
+        return float(rows.exponentials[row])
     conflict = False
     same_as_now = _is_configured(found, graph, rows, row, operator)
     for k in range(first, end):
         member = rows.ties[k]
         if rows.patterns[rows.first[member] + vector] < 0:
-            return -1.0
+            return np.inf
         if _alike(found, graph, operator, member):
             _stage_operator(change, rows, row, member)
         elif _is_configured(found, graph, rows, row, member):
             conflict = True
     if conflict and not same_as_now:
-        return scale.best_s
-    energy = rows.exponentials[row] + (change.sizes[0] - 1) * rows.ratios[row]
-    return float(max(scale.current_s + energy * scale.scale_s, scale.best_s))
+        return -np.inf
+    return float(rows.exponentials[row] + (change.sizes[0] - 1) * rows.ratios[row])
 
 
 @inner_kernel

@@ -7,6 +7,7 @@ import pytest
 
 from soaprl.cluster.presets import cluster_from_name
 from soaprl.cost.roofline import RooflineCostModel
+from soaprl.graph.operators import OperatorGraph
 from soaprl.search.chain import Chain, Limits, Walker, begin, walk
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import Evaluation, improved
@@ -89,17 +90,21 @@ def test_chains_of_several_shardings_scan_with_one_simulator_and_the_same_propos
         assert scanned.current.sharding is scanned.best.strategy.sharding is sharding
 
 
-def test_a_chain_that_does_not_fit_in_memory_at_first_is_the_same_too() -> None:
-    graph = toy_chain(num_operators=4, sample=64, channel=64)
+@pytest.mark.parametrize("graph", [toy_chain(num_operators=4, sample=64, channel=64), toy_tied()])
+@pytest.mark.parametrize("share", [0.999, 0.6, 0.01])
+def test_a_chain_that_does_not_fit_in_memory_at_first_is_the_same_too(
+    graph: OperatorGraph, share: float
+) -> None:
     cluster = cluster_from_name("p100-1x4")
     start = data_parallel(graph, cluster)
     cost = RooflineCostModel()
     needed = Simulator(Problem(graph=graph, cluster=cluster, cost=cost)).evaluate(start).peak_memory_bytes
-    small = replace(cluster.device_types[0], memory_bytes=needed - 1)
+    small = replace(cluster.device_types[0], memory_bytes=int(share * needed))
     problem = Problem(graph=graph, cluster=replace(cluster, device_types=(small,)), cost=cost)
     scanned, _ = walked(problem, Simulator(problem), ProposalSettings(), 600, 50.0)
     single, _ = walked(problem, OneByOne(problem), ProposalSettings(), 600, 50.0)
     assert scanned == single
+    assert scanned.evaluation.feasible or share < 0.9
 
 
 def test_a_scan_stops_at_the_step_limit_and_goes_on_from_there() -> None:
