@@ -24,6 +24,7 @@ from soaprl.cli.export import export
 from soaprl.cli.methods import methods
 from soaprl.cli.models import models
 from soaprl.cli.output import INTERRUPTED
+from soaprl.cli.profile import profile
 from soaprl.cli.run import run as run_command
 from soaprl.cli.search import search
 from soaprl.cli.simulate import simulate
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, clusters, methods, simulate, search, compare, export, demo):
+for command in (models, clusters, methods, simulate, search, compare, profile, export, demo):
     app.command()(command)
 app.command(name="run")(run_command)
 

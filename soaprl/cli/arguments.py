@@ -69,6 +69,14 @@ ShardingName = Annotated[
         " gradients too, zero3 parameters too. Default: what the strategy file or the method says.",
     ),
 ]
+Cost = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--cost",
+        metavar="PROFILE",
+        help="Times measured by soaprl profile; may be repeated, one for each machine. Default: a roofline.",
+    ),
+]
 Paper = Annotated[
     bool | None,
     typer.Option("--paper/--no-paper", help="The assumptions of the SOAP paper instead of ours."),

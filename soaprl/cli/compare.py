@@ -11,6 +11,7 @@ from soaprl.cli.arguments import (
     BudgetSeconds,
     ClusterName,
     ComputeDtype,
+    Cost,
     GradientCompression,
     Json,
     Model,
@@ -53,6 +54,7 @@ def compare(
     compute_dtype: ComputeDtype = None,
     compression: GradientCompression = None,
     sharding: ShardingName = None,
+    cost: Cost = None,
     paper: Paper = None,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +71,7 @@ def compare(
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(
-        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
     prepared = prepare(choice, cluster, execution, sharding)
     comparison = comparing.run_comparison(prepared, names, budget, range(seed, seed + seeds))

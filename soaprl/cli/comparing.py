@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from soaprl.atomic import check_writable, write_text_atomic
+from soaprl.cli.costs import cost_sources, print_sources, sources_json
 from soaprl.cli.inputs import Prepared
 from soaprl.cli.output import print_table, say
 from soaprl.cli.searching import ready_simulator, search_outcome, show_progress
@@ -55,9 +56,21 @@ class Comparison:
             **self.prepared.as_json(),
             "budget_evaluations": self.budget.evaluations,
             "budget_s": self.budget.seconds,
-            "results": [{**outcome.as_json(), **_run_json(result)} for outcome, result in runs],
+            "results": [{**outcome.as_json(), **self._run_json(result)} for outcome, result in runs],
             "summary": [spread.as_json() for spread in spreads(self.outcomes)],
             "skipped": [{"method": skipped.method, "reason": skipped.reason} for skipped in self.skipped],
+        }
+
+    def _run_json(self, result: SearchResult) -> dict[str, Any]:
+        return {
+            "seed": result.seed,
+            "interrupted": result.interrupted,
+            **sources_json(cost_sources(self.prepared.problem, result.strategy)),
+            "history": {
+                "evaluations": result.history_evaluations.tolist(),
+                "seconds": result.history_s.tolist(),
+                "best_iteration_time_s": result.history_best_s.tolist(),
+            },
         }
 
 
@@ -119,6 +132,8 @@ def print_comparison(comparison: Comparison) -> None:
         print_table(title, COLUMNS, comparison_rows(outcomes))
     else:
         print_table(f"{title}; medians over seeds", SPREAD_COLUMNS, spread_rows(found))
+    best = min(comparison.results, key=lambda result: result.evaluation.iteration_time_s)
+    print_sources(cost_sources(comparison.prepared.problem, best.strategy))
     if comparison.skipped:
         print_table("Skipped", ("method", "why"), [(s.method, s.reason) for s in comparison.skipped])
 
@@ -147,18 +162,6 @@ def _run(prepared: Prepared, name: str, budget: Budget, seed: int) -> SearchResu
             sharding=prepared.sharding or Sharding.NONE,
         )
         return attempt(name, task)
-
-
-def _run_json(result: SearchResult) -> dict[str, Any]:
-    return {
-        "seed": result.seed,
-        "interrupted": result.interrupted,
-        "history": {
-            "evaluations": result.history_evaluations.tolist(),
-            "seconds": result.history_s.tolist(),
-            "best_iteration_time_s": result.history_best_s.tolist(),
-        },
-    }
 
 
 def _write_plot(comparison: Comparison, path: Path) -> None:

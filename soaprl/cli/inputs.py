@@ -1,13 +1,14 @@
 """From the words of a command line to a model, a cluster and the problem they make."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from soaprl.cli.costs import measured_costs
 from soaprl.cli.output import say
 from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.files import load_cluster
@@ -43,12 +44,14 @@ class Execution:
         compute_dtype: What matrix units work in, also as ``fp32``, ``bf16`` or ``fp16``; otherwise float32.
         compression: How gradients are sent that devices sum; otherwise as they are.
         paper: Whether the paper's assumptions hold; otherwise not.
+        profiles: Files with measured times; none: all are estimated.
     """
 
     optimizer: str | None = None
     compute_dtype: str | None = None
     compression: str | None = None
     paper: bool | None = None
+    profiles: Sequence[Path] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +180,12 @@ def prepared_problem(
         gradient_compression=execution.compression or "none",
         paper=bool(execution.paper),
     )
-    cost = RooflineCostModel(
+    roofline = RooflineCostModel(
         compute_dtype=assumptions.compute_dtype,
         optimizer=optimizer_facts(assumptions.optimizer),
         paper=assumptions.paper,
     )
+    cost = measured_costs(execution.profiles, roofline, cluster) if execution.profiles else roofline
     options = SimulationOptions(
         optimizer=assumptions.optimizer,
         paper=assumptions.paper,

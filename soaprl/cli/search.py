@@ -11,6 +11,7 @@ from soaprl.cli.arguments import (
     Chains,
     ClusterName,
     ComputeDtype,
+    Cost,
     GradientCompression,
     Json,
     Model,
@@ -47,6 +48,7 @@ def search(
     compute_dtype: ComputeDtype = None,
     compression: GradientCompression = None,
     sharding: ShardingName = None,
+    cost: Cost = None,
     paper: Paper = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +56,7 @@ def search(
 
     Ctrl-C ends the search early: the best strategy so far is printed and written, and the exit code is 130.
     """
+    from soaprl.cli.costs import cost_sources, print_sources, sources_json
     from soaprl.cli.inputs import Execution, ModelChoice, load_start, parse_options, prepare
     from soaprl.cli.records import make_record
     from soaprl.cli.searching import check_fits, make_budget, run_beside_baseline, search_outcome, state_file
@@ -63,7 +66,7 @@ def search(
     state_path = state_file(method, out, resume)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(
-        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
     prepared = prepare(choice, cluster, execution, sharding)
     result, baseline = run_beside_baseline(
@@ -79,13 +82,15 @@ def search(
     record = make_record(prepared, result, budget)
     outcomes = [search_outcome(found, record.batch_size) for found in (baseline, result)]
     check_fits(prepared, outcomes[1:])
+    sources = cost_sources(prepared.problem, result.strategy)
     if out is not None:
         save_strategy(out, record)
         say(f"soaprl: wrote {out}" + (f"; its search can go on from {state_path}" if state_path else ""))
     if as_json:
         found = {"data_parallel": outcomes[0].as_json(), "strategy": record.model_dump(mode="json")}
-        print_json({**prepared.as_json(), **outcomes[1].as_json(), **found})
+        print_json({**prepared.as_json(), **outcomes[1].as_json(), **sources_json(sources), **found})
     else:
         print_outcomes(prepared.title, outcomes if method != baseline.method else outcomes[1:])
+        print_sources(sources)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -9,6 +9,7 @@ from soaprl.cli.arguments import (
     BatchSize,
     ClusterName,
     ComputeDtype,
+    Cost,
     GradientCompression,
     Json,
     Model,
@@ -51,6 +52,7 @@ def simulate(
     compute_dtype: ComputeDtype = None,
     compression: GradientCompression = None,
     sharding: ShardingName = None,
+    cost: Cost = None,
     paper: Paper = None,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +60,7 @@ def simulate(
 
     A strategy that does not fit in memory is shown, then refused: the exit code is 2.
     """
+    from soaprl.cli.costs import cost_sources, print_sources, sources_json
     from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
     from soaprl.cli.searching import check_fits
     from soaprl.cli.simulating import check_files, choose_strategy, simulate_chosen, write_files
@@ -67,15 +70,17 @@ def simulate(
     chosen, options = choose_strategy(strategy), parse_options(option)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(
-        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper
+        optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
     prepared = prepare(chosen.applied(choice), cluster, chosen.executed(execution), sharding)
     simulated = simulate_chosen(prepared, chosen, fold=fold)
     write_files(simulated, trace, save_graph)
+    sources = cost_sources(simulated.simulated.problem, simulated.simulated.strategy)
     if as_json:
-        print_json({**prepared.as_json(), **simulated.as_json()})
+        print_json({**prepared.as_json(), **simulated.as_json(), **sources_json(sources)})
     else:
         print_outcomes(prepared.title, [simulated.outcome])
+        print_sources(sources)
         if memory:
             print_table("Devices", DEVICE_COLUMNS, device_rows(simulated.simulated))
     check_fits(prepared, [simulated.outcome])
