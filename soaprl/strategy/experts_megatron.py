@@ -39,11 +39,16 @@ def megatron(graph: OperatorGraph, cluster: Cluster, *, tensor_degree: int) -> S
             reason=f"expected a tensor degree of {legal} for {graph.name!r} on the {cluster.num_devices}"
             f" devices of {cluster.name!r}, found {tensor_degree}"
         )
-    return _strategy(graph, cluster.num_devices, tensor_degree)
+    return tensor_parallel(graph, cluster.num_devices, tensor_degree)
 
 
 def megatron_degrees(graph: OperatorGraph, cluster: Cluster) -> tuple[int, ...] | Inapplicable:
     """The legal tensor degrees, ascending, or why the graph has none."""
+    return tensor_degrees(graph, cluster.num_devices)
+
+
+def tensor_degrees(graph: OperatorGraph, num_devices: int) -> tuple[int, ...] | Inapplicable:
+    """The legal tensor degrees on so many devices, ascending, or why the graph has none."""
     groups = tensor_groups(graph)
     if not any(group.kind is GroupKind.ATTENTION for group in groups):
         return Inapplicable(
@@ -56,7 +61,7 @@ def megatron_degrees(graph: OperatorGraph, cluster: Cluster) -> tuple[int, ...] 
         if group.kind is not GroupKind.VOCABULARY
         for index, factor in group.factors.items()
     )
-    n = cluster.num_devices
+    n = num_devices
     divisors = [t for t in range(1, min(n, limit) + 1) if n % t == 0]
     legal = tuple(t for t in divisors if n // t <= graph.batch_size)
     if legal:
@@ -67,7 +72,8 @@ def megatron_degrees(graph: OperatorGraph, cluster: Cluster) -> tuple[int, ...] 
     )
 
 
-def _strategy(graph: OperatorGraph, num_devices: int, tensor: int) -> Strategy:
+def tensor_parallel(graph: OperatorGraph, num_devices: int, tensor: int) -> Strategy:
+    """The strategy with a tensor degree that is legal, on devices 0 to `num_devices` - 1."""
     groups = tuple(group for group in tensor_groups(graph) if _allows(graph, group, tensor))
     cut = {index: factor for group in groups for index, factor in group.factors.items()}
     tables = {
