@@ -272,10 +272,12 @@ class TableCost:
     ) -> TaskTime:
         """Time of a task: seconds per unit of work x work x slowness."""
         del graph
+        # A copy of an operator for a micro-batch takes what the operator takes.
+        name = operator.name.split("@")[0]
         work = prod(shard.extents) * self.slowness.get(device_type.name, 1.0)
-        backward = self.backward.get(operator.name, self.default_backward) if operator.has_backward else 0.0
+        backward = self.backward.get(name, self.default_backward) if operator.has_backward else 0.0
         return TaskTime(
-            forward_s=self.forward.get(operator.name, self.default_forward) * work,
+            forward_s=self.forward.get(name, self.default_forward) * work,
             backward_s=backward * work,
             measured=False,
         )

@@ -22,6 +22,7 @@ from soaprl.search.experts import (
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.optcnn import search_optcnn
+from soaprl.search.pipeline import ACCUMULATION, PIPELINE, search_accumulation, search_pipeline
 from soaprl.search.sharded import search_fsdp
 from soaprl.search.simple import (
     search_data_parallel,
@@ -38,7 +39,7 @@ __all__ = ["Method", "Skipped", "attempt", "compare", "find_method", "methods", 
 
 def methods() -> dict[str, Method]:
     """All methods by name, in the order in which they are shown."""
-    known = (_mcmc(), *_simple(), *_experts(), *_exact(), *_improving(), _random())
+    known = (_mcmc(), *_simple(), *_experts(), *_over_time(), *_exact(), *_improving(), _random())
     return {method.name: method for method in known}
 
 
@@ -117,6 +118,27 @@ def _experts() -> tuple[Method, ...]:
             iterative=False,
             resumable=False,
             function=search_fsdp,
+        ),
+    )
+
+
+def _over_time() -> tuple[Method, ...]:
+    return (
+        Method(
+            name=PIPELINE,
+            description="balanced stages and micro-batches (1F1B, GPipe), split inside by sample or as megatron",
+            source="Huang et al.: GPipe (2019); Narayanan et al.: PipeDream (2021), Megatron-LM (2021)",
+            iterative=False,
+            resumable=False,
+            function=search_pipeline,
+        ),
+        Method(
+            name=ACCUMULATION,
+            description="data or tensor parallelism with micro-batches, gradients summed over them",
+            source="common practice",
+            iterative=False,
+            resumable=False,
+            function=search_accumulation,
         ),
     )
 
@@ -241,6 +263,11 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
     if num_chains > 1:
         raise SearchError(
             f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
+        )
+    if not start.is_whole:
+        raise SearchError(
+            f"method {method.name!r} changes strategies without micro-batches: expected one to begin with,"
+            f" found one with {start.micro_batches} (schedule {start.schedule.value!r})."
         )
     sharding = task.sharding if start.sharding is Sharding.NONE else start.sharding
     return method.started(replace(task, sharding=sharding), start)

@@ -24,6 +24,7 @@ class Adjacency(NamedTuple):
         groups: The synchronization groups of which an operator is a reader.
         edge_of_begin: Of `edges_of`.
         edges_of: The edges at either end of which an operator is.
+        edge_like: Shape [edges]; the first edge that has the same patterns: that of the first micro-batch.
     """
 
     in_begin: IntArray
@@ -37,10 +38,11 @@ class Adjacency(NamedTuple):
     groups: IntArray
     edge_of_begin: IntArray
     edges_of: IntArray
+    edge_like: IntArray
 
 
-def adjacency(index: GraphIndex) -> Adjacency:
-    """The lists of the graph of `index`."""
+def adjacency(index: GraphIndex, num_copies: int = 1) -> Adjacency:
+    """The lists of the graph of `index`, which consists of so many equal copies."""
     operators = range(len(index.edges_of))
     in_edges: list[list[int]] = [[] for _ in operators]
     before: list[set[int]] = [set() for _ in operators]
@@ -66,6 +68,7 @@ def adjacency(index: GraphIndex) -> Adjacency:
         groups=group_list,
         edge_of_begin=edge_begin,
         edges_of=edge_list,
+        edge_like=np.arange(len(index.edges), dtype=np.int64) % max(1, len(index.edges) // num_copies),
     )
 
 

@@ -12,8 +12,9 @@ second for some, `soaprl.simulator.synchronize` what comes after. What depends o
   on the ids in its synchronization groups.
 
 Memory is followed in program order, which is the order in which the runtime executes: steps 0 to n-1 are the
-forward passes of the operators, steps n to 2n-1 their backward passes in reverse. An item lives from one step
-to another, both included (C is an operator, its backward step is 2n-1-C):
+forward passes of the operators, steps n to 2n-1 their backward passes in reverse, unless the passes of
+micro-batches are in another order (`soaprl.strategy.schedules`); among the operators of a micro-batch it is
+the same. An item lives from one step to another, both included:
 
 - an output part, on its device: from its forward to its last reader's forward; to the backward of the
   operator itself, or of the earliest operator that reads it on this device, if that saves it;
@@ -133,7 +134,7 @@ def _enter_tasks(
     forward_s, backward_s, device_type = pools.forward_s, pools.backward_s, tables.device_type
     kept_bytes, passing_bytes, holds = pools.kept_bytes, pools.passing_bytes, work.holds
     devices, has_backward, num_types = layout.devices, graph.has_backward[o], pools.num_types
-    mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
+    mirror, forward, backward = 2 * work.totals[HALF] - 1, layout.forward_step[o], layout.backward_step[o]
     row, first, hold = layout.part_base[o], blocks.id_begin[o], blocks.hold_begin[o]
     for part in range(layout.num_parts[o]):
         device, task = devices[o, part], first + part
@@ -142,8 +143,8 @@ def _enter_tasks(
         if has_backward:
             back = mirror - task
             resource[back], duration_s[back], num_bytes[back] = device, backward_s[timed], 0
-        hold = _hold(holds, hold, _ACTIVATIONS, device, o, last_step - o, kept_bytes[row])
-        hold = _hold(holds, hold, _ACTIVATIONS, device, o, o, passing_bytes[row])
+        hold = _hold(holds, hold, _ACTIVATIONS, device, forward, backward, kept_bytes[row])
+        hold = _hold(holds, hold, _ACTIVATIONS, device, forward, forward, passing_bytes[row])
         row += 1
     work.num_holds[o] = hold - blocks.hold_begin[o]
 
@@ -176,7 +177,8 @@ def _link_tasks(
     need, successors, deliveries, readings = work.need, work.successors, work.deliveries, work.readings
     begins, ends, slot, slot_stamp = work.successor_begin, work.successor_end, work.slot, work.slot_stamp
     holds, output_bytes, via_begin = work.holds, pools.output_bytes, blocks.via_begin
-    last_step, mirror, stamp = 2 * graph.num_operators - 1, 2 * work.totals[HALF] - 1, work.totals[STAMP]
+    mirror, stamp, ordered = 2 * work.totals[HALF] - 1, work.totals[STAMP], len(layout.turns) > 0
+    forward_step, backward_step = layout.forward_step, layout.backward_step
     edge, num_deliveries, num_readings = blocks.forward_begin[o], 0, 0
     hold, size_at, backward = (
         blocks.hold_begin[o] + work.num_holds[o],
@@ -219,13 +221,11 @@ def _link_tasks(
                     num_readings += 1
             size = output_bytes[size_at]
             size_at += 1
-            hold = _hold(
-                holds, hold, _ACTIVATIONS, device, o, last if keeper == _NOBODY else last_step - keeper, size
-            )
+            until = forward_step[last] if keeper == _NOBODY else backward_step[keeper]
+            hold = _hold(holds, hold, _ACTIVATIONS, device, forward_step[o], until, size)
             if last_gradient >= 0:
-                hold = _hold(
-                    holds, hold, _ACTIVATIONS, device, last_step - last_gradient, last_step - o, size
-                )
+                born = backward_step[last_gradient]
+                hold = _hold(holds, hold, _ACTIVATIONS, device, born, backward_step[o], size)
         for k in range(before, num_deliveries):
             successors[edge] = delivery_id + k
             edge += 1
@@ -237,6 +237,9 @@ def _link_tasks(
                 edge += 1
         if pace >= 0:
             successors[edge] = pace
+            edge += 1
+        if ordered:
+            successors[edge] = -1
             edge += 1
         ends[task] = edge
     work.num_deliveries[o], work.num_holds[o] = num_deliveries, hold - blocks.hold_begin[o]
@@ -308,7 +311,7 @@ def _enter_deliveries(
     need, origin, successors, deliveries = work.need, work.origin, work.successors, work.deliveries
     latency_s, bandwidth = tables.route_latency_s, tables.route_bandwidth_bytes_per_s
     begins, ends, num_devices = work.successor_begin, work.successor_end, tables.num_devices
-    mirror, last_step = 2 * work.totals[HALF] - 1, 2 * graph.num_operators - 1
+    mirror = 2 * work.totals[HALF] - 1
     hold, moved, moved_back, num_back = blocks.hold_begin[o] + work.num_holds[o], 0, 0, 0
     for k in range(work.num_deliveries[o]):
         task = blocks.id_begin[o] + layout.num_parts[o] + k
@@ -328,7 +331,7 @@ def _enter_deliveries(
             edge += 1
             moved_back += size
             num_back += 1
-        hold = _hold_delivery(deliveries, work.holds, hold, last_step, k)
+        hold = _hold_delivery(layout, deliveries, work.holds, hold, k)
     work.num_holds[o] = hold - blocks.hold_begin[o]
     num_tasks = layout.num_parts[o] * (1 + graph.has_backward[o])
     work.operator_totals[o, 0] = num_tasks + work.num_deliveries[o] + num_back
@@ -336,16 +339,18 @@ def _enter_deliveries(
 
 
 @inner_kernel
-def _hold_delivery(deliveries: IntArray, holds: IntArray, row: int, last_step: int, k: int) -> int:
+def _hold_delivery(layout: Layout, deliveries: IntArray, holds: IntArray, row: int, k: int) -> int:
     """Lets a received piece, and its gradient, live on the device it was sent to."""
     target, size, keeper = deliveries[k, TARGET], deliveries[k, BYTES], deliveries[k, KEEPER]
+    forward_step, backward_step = layout.forward_step, layout.backward_step
+    born = forward_step[deliveries[k, FIRST]]
     if keeper == _NOBODY:
-        row = _hold(holds, row, _BUFFERS, target, deliveries[k, FIRST], deliveries[k, LAST], size)
+        row = _hold(holds, row, _BUFFERS, target, born, forward_step[deliveries[k, LAST]], size)
     else:
-        row = _hold(holds, row, _ACTIVATIONS, target, deliveries[k, FIRST], last_step - keeper, size)
+        row = _hold(holds, row, _ACTIVATIONS, target, born, backward_step[keeper], size)
     if deliveries[k, NUM_GRADIENTS] > 0:
-        born = last_step - deliveries[k, LAST_GRADIENT]
-        row = _hold(holds, row, _BUFFERS, target, born, last_step - deliveries[k, FIRST_GRADIENT], size)
+        born, until = deliveries[k, LAST_GRADIENT], deliveries[k, FIRST_GRADIENT]
+        row = _hold(holds, row, _BUFFERS, target, backward_step[born], backward_step[until], size)
     return row
 
 
@@ -400,9 +405,9 @@ def enter_back(
     """
     begins, ends = work.successor_begin, work.successor_end
     mirror, barrier = 2 * work.totals[HALF] - 1, 2 * work.totals[HALF]
-    paced = work.totals[SHARDING] == 3
+    paced, ordered = work.totals[SHARDING] == 3, len(layout.turns) > 0
     for o in operators:
-        num_waits = (0 if overlap else 1) + (graph.paces[1, o] if paced else 0)
+        num_waits = (0 if overlap else 1) + (graph.paces[1, o] if paced else 0) + (1 if ordered else 0)
         for part in range(layout.num_parts[o] * graph.has_backward[o]):
             ends[mirror - blocks.id_begin[o] - part] = num_waits
         _visit_gradients(graph, near, pools, layout, blocks, work, o, counting=True)
@@ -426,6 +431,8 @@ def enter_back(
             _then_all(graph, layout, blocks, work, o, barrier)
         if paced and graph.paces[1, o]:
             _then_all(graph, layout, blocks, work, o, work.totals[PACE_ID] + graph.num_operators + o)
+        if ordered:
+            _then_all(graph, layout, blocks, work, o, -1)
     return -1
 
 

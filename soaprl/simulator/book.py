@@ -15,9 +15,15 @@ _MOST_NUMBER = 2**31
 
 
 class Patterns:
-    """The patterns of a problem by number."""
+    """The patterns of a problem by number.
 
-    def __init__(self, problem: Problem, sharding: Sharding) -> None:
+    Args:
+        problem: The problem.
+        sharding: Of its strategies.
+        num_copies: Of how many equal copies the graph consists, which have their patterns in common.
+    """
+
+    def __init__(self, problem: Problem, sharding: Sharding, num_copies: int = 1) -> None:
         self._graph = problem.graph
         self._index = graph_index(problem.graph)
         device_types = problem.cluster.device_types
@@ -30,7 +36,10 @@ class Patterns:
             compression=problem.options.compression,
             most_pieces=1 if sharding is Sharding.NONE else max(2, problem.cluster.num_devices),
         )
-        self._numbers: list[dict[tuple[int, ...], int]] = [{} for _ in problem.graph.operators]
+        self._edges_per_copy = len(self._index.edges) // num_copies
+        per_copy = len(problem.graph.operators) // num_copies
+        numbers: list[dict[tuple[int, ...], int]] = [{} for _ in range(per_copy)]
+        self._numbers = numbers * num_copies
         self._degrees: dict[tuple[int, ...], int] = {}
         self._lookup = Lookup()
         self._rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
@@ -56,6 +65,7 @@ class Patterns:
 
     def need_edge(self, number: int, producer: int, consumer: int) -> None:
         """Computes the pattern of an edge between two patterns of operators, if it is not there."""
+        number %= self._edges_per_copy
         node = self._step(number, producer)
         key = key_of(node, consumer)
         if self._lookup.get(key) != MISSING:

@@ -1,10 +1,13 @@
 """Delta simulation: what a strategy with a few changed operators would take, without starting afresh."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import inf
 
 from soaprl.errors import SimulationError
-from soaprl.simulator.engine import Engine, Evaluation
+from soaprl.simulator.engine import Evaluation
+from soaprl.simulator.engines import engine_for
+from soaprl.simulator.micro_batches import expanded_changes
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.result import SimulationResult, describe
 from soaprl.strategy.strategy import OpConfig, Strategy
@@ -40,11 +43,10 @@ class DeltaSimulator:
 
     def __init__(self, problem: Problem, strategy: Strategy) -> None:
         check_strategy(problem.graph, problem.cluster.num_devices, strategy)
-        strategy.require_whole("delta simulation")
         self.problem = problem
-        self._sharding = strategy.sharding
-        self._engine = Engine(problem, strategy.sharding)
-        self._engine.stage(enumerate(strategy.configs))
+        self._first = strategy
+        self._engine = engine_for(problem, strategy)
+        self._stage(dict(enumerate(strategy.configs)))
         evaluation = self._engine.propose()
         assert evaluation is not None, "without a limit every strategy is simulated to its end"
         self._engine.keep()
@@ -58,7 +60,7 @@ class DeltaSimulator:
     @property
     def strategy(self) -> Strategy:
         """The current strategy."""
-        return Strategy(tuple(self._configs), self._sharding)
+        return replace(self._first, configs=tuple(self._configs))
 
     @property
     def evaluation(self) -> Evaluation:
@@ -92,7 +94,7 @@ class DeltaSimulator:
             )
         if self._refused >= _KEEP_AFTER and not self._engine.keeps_schedule:
             self._engine.keep_schedule()
-        self._engine.stage(changes.items())
+        self._stage(changes)
         self._proposed = self._engine.propose(limit_s)
         self._changes = dict(changes)
         self._refused += self._proposed is None
@@ -119,9 +121,14 @@ class DeltaSimulator:
         evaluation, strategy = self._evaluation, self.strategy
         if self._proposed is not None:
             configs = [self._changes.get(o, config) for o, config in enumerate(self._configs)]
-            evaluation, strategy = self._proposed, Strategy(tuple(configs), self._sharding)
+            evaluation, strategy = self._proposed, replace(self._first, configs=tuple(configs))
         self._engine.refresh()
-        return describe(self._engine, strategy, evaluation)
+        return describe(self.problem, self._engine, strategy, evaluation)
+
+    def _stage(self, changes: Mapping[int, OpConfig]) -> None:
+        """Stages a change of operators, in every micro-batch."""
+        num_operators, copies = len(self.problem.graph.operators), self._engine.num_copies
+        self._engine.stage(expanded_changes(changes, num_operators, copies).items())
 
     def _open_proposal(self) -> Evaluation:
         if self._proposed is None:

@@ -24,6 +24,7 @@ from soaprl.simulator.entry import (
     no_rows,
     perform,
 )
+from soaprl.simulator.micro_batches import ProgramOrder
 from soaprl.simulator.patch import (
     DONE,
     NO_PLANS,
@@ -99,6 +100,8 @@ class Engine:
     Attributes:
         problem: What is simulated.
         sharding: Of all strategies.
+        num_copies: Of how many equal copies (micro-batches) the graph consists.
+        ordered: Whether devices do their tasks in the order of the program.
         index: The graph's edges and groups.
         setting: What does not depend on the strategy.
         found: The patterns.
@@ -109,8 +112,16 @@ class Engine:
         configs: The configurations at hand; None before the first.
     """
 
-    def __init__(self, problem: Problem, sharding: Sharding = Sharding.NONE) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        sharding: Sharding = Sharding.NONE,
+        *,
+        num_copies: int = 1,
+        order: ProgramOrder | None = None,
+    ) -> None:
         self.problem, self.sharding = problem, sharding
+        self.num_copies, self.ordered = num_copies, order is not None
         graph, cluster, options = problem.graph, problem.cluster, problem.options
         if sharding is not Sharding.NONE and options.paper:
             raise SimulationError(
@@ -122,20 +133,20 @@ class Engine:
         tables: GraphTables = graph_tables(graph, self.index, prefetch=options.prefetch)
         self.setting = Setting(
             graph=tables,
-            near=adjacency(self.index),
+            near=adjacency(self.index, num_copies),
             tables=self.tables,
             scratch=collective_scratch(self.tables),
             paper=options.paper,
             overlap=options.overlap_synchronization,
             sharding=sharding.level,
         )
-        self._patterns = Patterns(problem, sharding)
+        self._patterns = Patterns(problem, sharding, num_copies)
         n, num_groups = len(graph.operators), len(self.index.groups)
         room = cluster.num_devices
         rooms = empty_rooms(tables, num_groups)
         blocks = placed(rooms)
         self.graph = Graph(
-            layout=empty_layout(tables, num_groups, room),
+            layout=empty_layout(tables, num_groups, room, 0 if order is None else len(order.turns)),
             plans=empty_plans(0),
             rooms=rooms,
             needed=empty_rooms(tables, num_groups),
@@ -160,11 +171,24 @@ class Engine:
         self._no_rows = no_rows()
         self._outcome = Outcome(time_s=np.zeros(1, np.float64), numbers=np.zeros(NUM_NUMBERS, np.int64))
         self._horizon_s = 0.0
+        if order is not None:
+            self._enter_order(order)
 
     @property
     def found(self) -> Found:
         """The patterns as compiled code sees them now."""
         return self._patterns.found
+
+    def reorder(self, order: ProgramOrder) -> None:
+        """Puts passes in another order; the next strategy is entered afresh."""
+        assert self.ordered, "an engine with an order stays one with an order"
+        self._enter_order(order)
+        self.configs = [None] * len(self.configs)
+
+    def _enter_order(self, order: ProgramOrder) -> None:
+        layout = self.graph.layout
+        layout.forward_step[:], layout.backward_step[:] = order.forward_step, order.backward_step
+        layout.turns[:] = order.turns
 
     def stage(self, changes: Iterable[tuple[int, OpConfig]]) -> None:
         """Makes these configurations the change at hand; operators must differ.
@@ -371,9 +395,9 @@ class Engine:
     def keep_schedule(self) -> None:
         """Keeps the schedule of the strategy at hand, so that those of small changes are made faster.
 
-        Not where parameters are sharded: tasks that wait for gathers are in no run.
+        Not where tasks wait for gathers of sharded parameters or for their turn: they are in no run.
         """
-        if self.sharding is Sharding.ZERO3:
+        if self.sharding is Sharding.ZERO3 or self.ordered:
             return
         self._perform(KEEP_SCHEDULE)
 

@@ -1,14 +1,33 @@
 """The simulator: scores strategies of one problem."""
 
+from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
 from soaprl.simulator.engine import Candidates, Engine, Evaluation
+from soaprl.simulator.engines import engine_for
+from soaprl.simulator.micro_batches import (
+    OrderKey,
+    check_micro_batches,
+    expanded_strategy,
+    order_key,
+    program_order,
+)
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.trial import Scale
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expanded:
+    """An engine of an expanded problem, and what it is for."""
+
+    key: tuple[Sharding, int, bool]
+    order: OrderKey
+    engine: Engine
 
 
 class Simulator:
@@ -20,13 +39,15 @@ class Simulator:
 
     Attributes:
         problem: What the strategies are for.
-        engine: The strategy at hand and its task graph; one for each sharding is kept.
+        engine: The strategy at hand and its task graph; one for each sharding is kept, and the
+            last one for micro-batches.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.engine = Engine(problem)
         self._engines = {Sharding.NONE: self.engine}
+        self._expanded: _Expanded | None = None
         self._pattern_numbers: dict[Engine, tuple[object, IntArray]] = {}
 
     def evaluate(self, strategy: Strategy) -> Evaluation:
@@ -52,7 +73,8 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        return self._engine_of(strategy).move_to(strategy, limit_s)
+        engine = self._engine_of(strategy)
+        return engine.move_to(strategy if strategy.is_whole else expanded_strategy(strategy), limit_s)
 
     def scan(
         self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
@@ -74,6 +96,7 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
+        strategy.require_whole("a scan of changes")
         return self._engine_of(strategy).scan(strategy, candidates, first, end, scale)
 
     def pattern_numbers(self, owner: object, strategy: Strategy, count: int) -> IntArray:
@@ -92,10 +115,33 @@ class Simulator:
         return numbers
 
     def _engine_of(self, strategy: Strategy) -> Engine:
-        """The engine for the strategy's sharding, which becomes the one at hand."""
-        strategy.require_whole("the simulator")
+        """The engine for the strategy's sharding and micro-batches, which becomes the one at hand."""
+        if not strategy.is_whole:
+            self.engine = self._engine_of_micro_batches(strategy)
+            return self.engine
+        if self.engine.problem is not self.problem:
+            self.engine = self._engines[Sharding.NONE]
         if strategy.sharding is not self.engine.sharding:
             if strategy.sharding not in self._engines:
                 self._engines[strategy.sharding] = Engine(self.problem, strategy.sharding)
             self.engine = self._engines[strategy.sharding]
         return self.engine
+
+    def _engine_of_micro_batches(self, strategy: Strategy) -> Engine:
+        """The engine for the strategy's micro-batches, of which only the last one is kept: it is large."""
+        number, order_of = strategy.micro_batches, order_key(strategy)
+        check_micro_batches(self.problem.graph, self.problem.cluster.num_devices, strategy)
+        key = (strategy.sharding, number, strategy.schedule is Schedule.NONE)
+        if self._expanded is not None and self._expanded.key == key:
+            engine = self._expanded.engine
+            if self._expanded.order == order_of:
+                return engine
+            order = program_order(engine.problem.graph, order_of, number)
+            assert order is not None, "engines with and without an order have different keys"
+            engine.reorder(order)
+        else:
+            # The old one goes before the new one comes.
+            self._expanded, self.engine = None, self._engines[Sharding.NONE]
+            engine = engine_for(self.problem, strategy)
+        self._expanded = _Expanded(key=key, order=order_of, engine=engine)
+        return engine

@@ -238,7 +238,7 @@ def _swap_patterns(layout: Layout, change: Change) -> None:
 def edge_pattern(setting: Setting, found: Found, layout: Layout, e: int) -> int:
     """The pattern of an edge under the layout's patterns of operators, or `MISSING`."""
     producer, consumer = setting.near.edge_producer[e], setting.graph.edge_consumer[e]
-    node = find(found.table, step_key(e, layout.pattern[producer]))
+    node = find(found.table, step_key(setting.near.edge_like[e], layout.pattern[producer]))
     return MISSING if node == MISSING else find(found.table, step_key(node, layout.pattern[consumer]))
 
 

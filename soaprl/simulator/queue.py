@@ -193,7 +193,32 @@ def _restart(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> i
         first = work.totals[SYNC_ID] + blocks.sync_begin[g]
         _wait(need, waiting, ready_s, first, first + work.num_sync[g])
     _wait(need, waiting, ready_s, work.totals[UPDATE_ID], work.totals[NUM_IDS])
+    if len(layout.turns) > 0:
+        return _wait_for_turns(layout, blocks, work, queue)
     return _wait_for_gathers(layout, blocks, work, queue) if work.totals[SHARDING] == 3 else end
+
+
+@inner_kernel
+def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
+    """Makes each task wait for the one before it on its device; returns the end of the batch, filled anew."""
+    end, mirror, n = len(queue.spare), 2 * work.totals[HALF] - 1, len(layout.num_parts)
+    last, ends, successors = work.slot, work.successor_end, work.successors
+    last[:] = NOTHING
+    for turn in layout.turns:
+        o = turn % n
+        for part in range(layout.num_parts[o]):
+            device, task = layout.devices[o, part], blocks.id_begin[o] + part
+            if turn >= n:
+                task = mirror - task
+            successors[ends[task] - 1] = NOTHING
+            if last[device] >= 0:
+                successors[ends[last[device]] - 1] = task
+                work.waiting[task] += 1
+            last[device] = task
+    for o in range(n):
+        for task in range(blocks.id_begin[o], blocks.id_begin[o] + layout.num_parts[o]):
+            end = _begin_with(work, queue, task, end)
+    return end
 
 
 @inner_kernel

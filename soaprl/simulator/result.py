@@ -6,6 +6,7 @@ import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.errors import SimulationError
+from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.engine import Engine, Evaluation
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.memory import memory_breakdown
@@ -55,6 +56,8 @@ class SimulationResult:
     Attributes:
         problem: What was simulated.
         strategy: Under which strategy.
+        graph: The operators that `tasks` numbers: with micro-batches a copy for each of them
+            (`soaprl.graph.repeat`), otherwise those of the problem.
         iteration_time_s: Seconds of the iteration.
         feasible: Whether the peak of every device fits in its memory.
         tasks: When each task ran.
@@ -71,6 +74,7 @@ class SimulationResult:
 
     problem: Problem
     strategy: Strategy
+    graph: OperatorGraph
     iteration_time_s: float
     feasible: bool
     tasks: Timeline
@@ -112,7 +116,7 @@ class SimulationResult:
     @property
     def critical_path_names(self) -> tuple[str, ...]:
         """The critical path for people."""
-        return tuple(self.tasks.name(task, self.problem.graph) for task in self.critical_path.tolist())
+        return tuple(self.tasks.name(task, self.graph) for task in self.critical_path.tolist())
 
 
 def simulate(problem: Problem, strategy: Strategy, *, simulator: Simulator | None = None) -> SimulationResult:
@@ -133,12 +137,13 @@ def simulate(problem: Problem, strategy: Strategy, *, simulator: Simulator | Non
             " one. Leave `simulator` out, or make one of this problem."
         )
     evaluation = simulator.evaluate(strategy)
-    return describe(simulator.engine, strategy, evaluation)
+    return describe(problem, simulator.engine, strategy, evaluation)
 
 
-def describe(engine: Engine, strategy: Strategy, evaluation: Evaluation) -> SimulationResult:
+def describe(
+    problem: Problem, engine: Engine, strategy: Strategy, evaluation: Evaluation
+) -> SimulationResult:
     """Everything about `strategy`, which is the one at hand in `engine` and just simulated."""
-    problem = engine.problem
     ids = task_ids(engine)
     tasks = timeline(engine, ids)
     used = occupations(engine, ids, tasks)
@@ -149,6 +154,7 @@ def describe(engine: Engine, strategy: Strategy, evaluation: Evaluation) -> Simu
     return SimulationResult(
         problem=problem,
         strategy=strategy,
+        graph=engine.problem.graph,
         iteration_time_s=evaluation.iteration_time_s,
         feasible=evaluation.feasible,
         tasks=tasks,

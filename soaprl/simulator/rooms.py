@@ -49,7 +49,8 @@ def need_of_operator(graph: GraphTables, layout: Layout, needed: Rooms, o: int, 
         needed.edges[e] = layout.num_pairs[e]
         num_pairs += layout.num_pairs[e]
     needed.operators[IDS, o] = num_parts + num_pairs
-    needed.operators[FORWARD, o] = num_parts * (2 if sharding == 3 else 1) + 3 * num_pairs
+    own = (2 if sharding == 3 else 1) + (1 if len(layout.turns) > 0 else 0)
+    needed.operators[FORWARD, o] = num_parts * own + 3 * num_pairs
     needed.operators[HOLDS, o] = 2 * num_parts * (1 + end - first) + 2 * num_pairs
     needed.operators[PAIRS, o] = num_pairs
 
@@ -103,7 +104,7 @@ def need_of_all(
     """Fills what every block needs."""
     for o in range(graph.num_operators):
         need_of_operator(graph, layout, needed, o, sharding)
-        waits = (0 if overlap else 1) + (1 if sharding == 3 else 0)
+        waits = (0 if overlap else 1) + (1 if sharding == 3 else 0) + (1 if len(layout.turns) > 0 else 0)
         needed.operators[BACK, o] = waits * layout.num_parts[o]
         for k in range(near.in_begin[o], near.in_begin[o + 1]):
             needed.operators[BACK, o] += layout.num_pairs[near.in_edges[k]]

@@ -22,7 +22,8 @@ the collective that plan s describes.
 Successors. Also in blocks: of forward tasks and transfers by operator (a gradient transfer has its one
 successor there too), of backward tasks by operator, of synchronization by group, of the barrier. That a
 backward task waits for its own forward task is only written down where no gradient flows to it: otherwise it
-follows, as the tasks that the gradients come from have waited for it.
+follows, as the tasks that the gradients come from have waited for it. Where passes are in an order, the last
+successor of each forward and backward task is the next one on its device, or -1.
 """
 
 from typing import NamedTuple
@@ -37,6 +38,10 @@ class Layout(NamedTuple):
     """A strategy as offsets into the patterns; see `soaprl.simulator.patterns`.
 
     Attributes:
+        forward_step: Shape [operators]; when each operator's forward pass comes in the program.
+        backward_step: Shape [operators]; when its backward pass does.
+        turns: All passes in the order of the program: operator o for its forward pass, n + o for its backward
+            pass. Every device does its tasks in this order. Empty: as they become ready.
         pattern: Shape [operators]; number of the operator's pattern, -1 before the first strategy.
         num_parts: Shape [operators]; number of tasks.
         part_base: Shape [operators].
@@ -50,6 +55,9 @@ class Layout(NamedTuple):
         plan_begin: Shape [groups]; the plan of each group's first cell.
     """
 
+    forward_step: IntArray
+    backward_step: IntArray
+    turns: IntArray
     pattern: IntArray
     num_parts: IntArray
     part_base: IntArray
@@ -230,10 +238,16 @@ KIND, DEVICE, FIRST_STEP, END_STEP, HELD_BYTES = 0, 1, 2, 3, 4
 NUM_HOLD_COLUMNS = 5
 
 
-def empty_layout(graph: GraphTables, num_groups: int, room: int) -> Layout:
-    """A layout that no strategy is in yet, with room for `room` tasks of each operator."""
+def empty_layout(graph: GraphTables, num_groups: int, room: int, num_turns: int = 0) -> Layout:
+    """A layout that no strategy is in yet, with room for `room` tasks of each operator.
+
+    Passes are in the order of the operators; `num_turns` is the length of `Layout.turns`.
+    """
     n, e = graph.num_operators, len(graph.edge_consumer)
     return Layout(
+        forward_step=np.arange(n, dtype=np.int64),
+        backward_step=np.arange(2 * n - 1, n - 1, -1, dtype=np.int64),
+        turns=np.zeros(num_turns, np.int64),
         pattern=np.full(n, -1, np.int64),
         num_parts=np.zeros(n, np.int64),
         part_base=np.zeros(n, np.int64),

@@ -163,8 +163,10 @@ def dependencies(engine: Engine, ids: IntArray) -> Dependencies:
     work = engine.graph.work
     counts = work.successor_end[ids] - work.successor_begin[ids]
     before = np.repeat(np.arange(len(ids), dtype=np.int64), counts)
-    positions = _ranges(work.successor_begin[ids], counts)
-    return Dependencies(before=before, after=np.searchsorted(ids, work.successors[positions]))
+    after = work.successors[_ranges(work.successor_begin[ids], counts)]
+    # The last task of a device has no next one.
+    before, after = before[after >= 0], after[after >= 0]
+    return Dependencies(before=before, after=np.searchsorted(ids, after))
 
 
 def occupations(engine: Engine, ids: IntArray, tasks: Timeline) -> Occupations:

@@ -72,7 +72,7 @@ def _event(
     duration_s = float(tasks.finish_s[task]) - start_s if busy_s is None else busy_s
     event = {
         "ph": "X",
-        "name": tasks.name(task, result.problem.graph),
+        "name": tasks.name(task, result.graph),
         "cat": TaskKind(tasks.kind[task]).name.lower(),
         "pid": process,
         "tid": row,

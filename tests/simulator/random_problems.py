@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.cost.compression import compression_names
+from soaprl.graph.micro_batch import micro_batch
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator.problem import Problem, SimulationOptions
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from tests.toys import TableCost, ToyBuilder, bus_cluster, node_cluster, toy_type, uniform_cluster
 
@@ -83,6 +85,22 @@ def random_strategy(rng: random.Random, graph: OperatorGraph, num_devices: int) 
 def random_sharding(rng: random.Random, problem: Problem) -> Sharding:
     """Any; none under the paper's assumptions, which know no collectives."""
     return Sharding.NONE if problem.options.paper else rng.choice(list(Sharding))
+
+
+def random_micro_batches(rng: random.Random, problem: Problem) -> Strategy:
+    """A random strategy with micro-batches, and with stages that have nothing to do with devices."""
+    graph = problem.graph
+    number = rng.choice([m for m in range(1, graph.batch_size + 1) if graph.batch_size % m == 0])
+    schedule = rng.choice(list(Schedule)) if number > 1 else rng.choice(list(Schedule)[1:])
+    stages, stage = [0], 0
+    for _ in graph.operators[1:]:
+        stage += rng.random() < 0.4
+        stages.append(stage)
+    # Degrees must be legal for a micro-batch.
+    configs = random_strategy(rng, micro_batch(graph, number), problem.cluster.num_devices).configs
+    staged = schedule is not Schedule.NONE and rng.random() < 0.8
+    sharding = Sharding.NONE if problem.options.paper else rng.choice([Sharding.NONE, Sharding.ZERO1])
+    return Strategy(configs, sharding, number, schedule, tuple(stages) if staged else ())
 
 
 def random_problem(rng: random.Random, *, num_operators: int) -> Problem:

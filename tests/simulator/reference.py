@@ -6,8 +6,8 @@ forms of collectives are shared with the compiled simulator; they have tests of 
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from soaprl.cost.ticks import TICKS_PER_S
 from soaprl.cost.transfers import all_gather, all_reduce, collective_scratch
 from soaprl.graph.factors import num_parts, part_box
 from soaprl.graph.operators import Access, TensorRole, evaluate_terms
+from soaprl.graph.repeat import repeated
 from soaprl.simulator.problem import Problem
+from soaprl.strategy.schedules import Schedule, program_steps
 from soaprl.strategy.strategy import Strategy
 
 Box = tuple[tuple[int, int], ...]
@@ -70,8 +72,19 @@ class Reference:
     """Simulates on construction; then `time`, `tasks` in sequence order, `peaks`, `moved`."""
 
     def __init__(self, problem: Problem, strategy: Strategy) -> None:
+        copies, stages = strategy.micro_batches, strategy.stages or (0,) * len(problem.graph.operators)
+        schedule = strategy.schedule
+        if not strategy.is_whole:
+            problem = replace(problem, graph=repeated(problem.graph, copies).graph)
+            strategy = Strategy(strategy.configs * copies, strategy.sharding)
         self.problem, self.graph, self.cluster = problem, problem.graph, problem.cluster
         self.strategy = strategy
+        # When the program comes to the forward and to the backward pass of each operator.
+        n = len(self.graph.operators)
+        self.ordered = schedule is not Schedule.NONE
+        self.there, self.back = list(range(n)), [2 * n - 1 - o for o in range(n)]
+        if self.ordered:
+            self.there, self.back = program_steps(schedule, stages, copies)
         self.tasks: dict[Key, Task] = {}
         self.deliveries: list[Delivery] = []
         self.local: list[tuple[int, int, int, int, int, bool, bool]] = []
@@ -84,6 +97,8 @@ class Reference:
         self._find_readings()
         self._forward_and_backward_edges()
         self._synchronize()
+        if self.ordered:
+            self._take_turns()
         order = self._order()
         self.time = self._run(order)
         self.order = order
@@ -413,6 +428,18 @@ class Reference:
 
     # Schedule.
 
+    def _take_turns(self) -> None:
+        """Every device does its tasks in the order of the program."""
+        turns: dict[int, list[tuple[int, int, Key]]] = defaultdict(list)
+        for key, task in self.tasks.items():
+            if key[0] in "fb":
+                step = (self.there if key[0] == "f" else self.back)[key[1]]
+                turns[task.device].append((step, key[3], key))
+        for queue in turns.values():
+            queue.sort()
+            for (_, _, before), (_, _, after) in pairwise(queue):
+                self.tasks[after].before.add(before)
+
     def _order(self) -> list[Task]:
         """All tasks by sequence number."""
         forward = sorted(k for k in self.tasks if k[0] in "ft")
@@ -475,29 +502,32 @@ class Reference:
                     there = [d for d in self.deliveries if d.key[1] == o and d.key[3] == p and d.key[4] == k]
                     savers = [x[3] for x in here if x[6]] + ([o] if out.saved and op.has_backward else [])
                     readers = [x[3] for x in here] + [c for d in there for c, _ in d.readers]
-                    end = last - min(savers) if savers else max([o, *readers])
-                    hold(self.device(o, p), o, end, elements(box) * size)
+                    end = self.back[min(savers)] if savers else self.there[max([o, *readers])]
+                    hold(self.device(o, p), self.there[o], end, elements(box) * size)
                     gradients = [x[3] for x in here if x[5]] + [c for d in there for c, _ in d.gradients]
                     if gradients:
-                        hold(self.device(o, p), last - max(gradients), last - o, elements(box) * size)
+                        born = self.back[max(gradients)]
+                        hold(self.device(o, p), born, self.back[o], elements(box) * size)
             for position, access in enumerate((*op.inputs, *op.buffers)):
                 tensor = self.graph.tensors[access.tensor]
                 if tensor.role is TensorRole.ACTIVATION:
                     continue
                 kept = position < len(op.inputs) and access.saved and op.has_backward
                 for p, box in enumerate(self.boxes(o, access)):
-                    hold(self.device(o, p), o, last - o if kept else o, elements(box) * tensor.itemsize)
+                    end = self.back[o] if kept else self.there[o]
+                    hold(self.device(o, p), self.there[o], end, elements(box) * tensor.itemsize)
             if op.has_backward:
                 for p in self.parts(o):
                     box = part_box(op.extents, self.strategy.configs[o].degrees, p)
                     extra = evaluate_terms(op.internal_saved_bytes, tuple(hi - lo for lo, hi in box))
-                    hold(self.device(o, p), o, last - o, round(extra))
+                    hold(self.device(o, p), self.there[o], self.back[o], round(extra))
         for d in self.deliveries:
             readers = [c for c, _ in d.readers]
-            hold(d.target, min(readers), last - min(d.savers) if d.savers else max(readers), d.num_bytes)
+            end = self.back[min(d.savers)] if d.savers else self.there[max(readers)]
+            hold(d.target, self.there[min(readers)], end, d.num_bytes)
             if d.gradients:
                 givers = [c for c, _ in d.gradients]
-                hold(d.target, last - max(givers), last - min(givers), d.num_bytes)
+                hold(d.target, self.back[max(givers)], self.back[min(givers)], d.num_bytes)
         for device, first, end, num_bytes in self.passing:
             hold(device, first, end, num_bytes)
         state = self.problem.options.state_per_parameter_byte

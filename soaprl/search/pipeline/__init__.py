@@ -1,5 +1,19 @@
 """Pipelines: contiguous stages on groups of devices, micro-batches, balanced by dynamic programming."""
 
-from soaprl.search.pipeline.method import PIPELINE, Pipeline, pipelines, search_pipeline
+from soaprl.search.pipeline.method import (
+    ACCUMULATION,
+    PIPELINE,
+    Pipeline,
+    pipelines,
+    search_accumulation,
+    search_pipeline,
+)
 
-__all__ = ["PIPELINE", "Pipeline", "pipelines", "search_pipeline"]
+__all__ = [
+    "ACCUMULATION",
+    "PIPELINE",
+    "Pipeline",
+    "pipelines",
+    "search_accumulation",
+    "search_pipeline",
+]

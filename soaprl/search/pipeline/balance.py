@@ -49,9 +49,10 @@ class Cuts:
 def balanced(costs: StageCosts) -> Cuts:
     """The stages whose slowest one is fastest, among those that fit in memory; among all if none do.
 
-    With T[s, i, j] the time of operators i to j - 1 as stage s (receiving what crosses the cut at i included),
-    infinite if they do not fit, the least slowest time of operators 0 to j - 1 in the first s + 1 stages is
-    B[s, j] = min over i < j of max(B[s - 1, i], T[s, i, j]); implemented in `_cuts`. No stage is empty.
+    With T[s, i, j] the time of operators i to j - 1 as stage s (to receive what crosses the cut at i
+    included), infinite if they do not fit, the least slowest time of operators 0 to j - 1 in the first s + 1
+    stages is B[s, j] = min over i < j of max(B[s - 1, i], T[s, i, j]); implemented in `_cuts`. No stage is
+    empty.
     """
     found = _cuts(costs, limited=True)
     fits = found is not None

@@ -130,7 +130,7 @@ def _outputs_kept(graph: OperatorGraph) -> set[int]:
 
 
 def _crossing_bytes(graph: OperatorGraph) -> FloatArray:
-    """Bytes of the activations that operators before each position make and later ones read, shape [n + 1]."""
+    """Bytes of the activations that operators before a position make and later ones read, shape [n + 1]."""
     crossing = np.zeros(len(graph.operators) + 1, np.float64)
     for tensor, readers in graph.consumers.items():
         if readers:

@@ -10,7 +10,7 @@ dynamic programming (`soaprl.search.pipeline.balance`), and an iteration takes m
 one. The best by this estimate are simulated with 1F1B, and the best of them with GPipe.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from soaprl.strategy.placing import Inapplicable, by_sample
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 
-PIPELINE = "pipeline"
+PIPELINE, ACCUMULATION = "pipeline", "accumulation"
 # How many are simulated, best estimates first, and how many of them with GPipe, too.
 _NUM_SIMULATED, _NUM_GPIPE = 12, 2
 # Largest number of micro-batches for each stage; beyond, the bubble is below 1/17.
@@ -56,49 +56,77 @@ class Pipeline:
 
 
 def search_pipeline(task: SearchTask) -> SearchResult:
-    """The best simulated pipeline; see the module.
+    """The best simulated pipeline of two stages or more; see the module.
 
     Raises:
-        SearchError: The batch cannot be cut into micro-batches, or state is to be sharded in a way that is
-            not known for micro-batches.
+        SearchError: There is one device, the batch cannot be cut into micro-batches, or state is to be
+            sharded in a way that is not known for micro-batches.
     """
+    if task.problem.cluster.num_devices < 2:
+        raise SearchError(f"{refusal_prefix(PIPELINE)}there is one device, so nothing to put stages on.")
+    strategies = _simulated(task, PIPELINE, [p for p in _legal(task, PIPELINE) if p.num_stages > 1])
+    return best_of(task, PIPELINE, strategies)
+
+
+def search_accumulation(task: SearchTask) -> SearchResult:
+    """Data and tensor parallelism on all devices, with micro-batches one after the other.
+
+    Raises:
+        SearchError: As for `search_pipeline`.
+    """
+    found = [p for p in _legal(task, ACCUMULATION) if p.num_stages == 1]
+    return best_of(task, ACCUMULATION, _simulated(task, ACCUMULATION, found))
+
+
+def _legal(task: SearchTask, method: str) -> tuple[Pipeline, ...]:
     if task.sharding not in (Sharding.NONE, Sharding.ZERO1):
         raise SearchError(
-            f"{refusal_prefix(PIPELINE)}micro-batches are simulated with sharding 'none' or 'zero1', found"
+            f"{refusal_prefix(method)}micro-batches are simulated with sharding 'none' or 'zero1', found"
             f" {task.sharding.value!r}."
         )
-    found = pipelines(task.problem)
+    try:
+        return pipelines(task.problem)
+    except GraphError as error:
+        raise SearchError(f"{refusal_prefix(method)}{error}") from error
+
+
+def _simulated(task: SearchTask, method: str, found: Sequence[Pipeline]) -> list[Strategy]:
+    """The strategies to simulate, in this order."""
     if not found:
         graph = task.problem.graph
         raise SearchError(
-            f"{refusal_prefix(PIPELINE)}expected a batch that can be cut into micro-batches of a sample for"
+            f"{refusal_prefix(method)}expected a batch that can be cut into micro-batches of a sample for"
             f" each replica, found one of {graph.batch_size} in {graph.name!r}."
         )
     chosen = [pipeline.strategy for pipeline in found[:_NUM_SIMULATED]]
-    chosen += [replace(strategy, schedule=Schedule.GPIPE) for strategy in chosen[:_NUM_GPIPE]]
+    if found[0].num_stages > 1:
+        chosen += [replace(strategy, schedule=Schedule.GPIPE) for strategy in chosen[:_NUM_GPIPE]]
     # Strategies with as many micro-batches have the same copies of operators, so they come one after another.
     groups = list(dict.fromkeys(strategy.micro_batches for strategy in chosen))
     chosen.sort(key=lambda strategy: groups.index(strategy.micro_batches))
-    return best_of(task, PIPELINE, [task.sharded(strategy) for strategy in chosen])
+    return [task.sharded(strategy) for strategy in chosen]
 
 
 def pipelines(problem: Problem) -> tuple[Pipeline, ...]:
     """All pipelines, best first: those expected to fit by their estimated time, then the others.
 
+    One stage is among them: gradient accumulation.
+
     Raises:
-        SearchError: Samples depend on each other, so that the batch cannot be cut.
+        GraphError: Samples depend on each other, so that the batch cannot be cut.
     """
-    graph, refusal, found = problem.graph, "", []
+    graph, found = problem.graph, []
+    refusal: GraphError | None = None
     for number in _micro_batch_counts(graph, problem.cluster.num_devices):
         try:
             part = micro_batch(graph, number)
         except GraphError as error:
-            refusal = str(error)
+            refusal = error
             continue
         costs = OperatorCosts(problem, part)
         found += list(_with_micro_batches(problem, part, costs, number))
-    if not found and refusal:
-        raise SearchError(f"{refusal_prefix(PIPELINE)}{refusal}")
+    if not found and refusal is not None:
+        raise refusal
     return tuple(sorted(found, key=lambda pipeline: (not pipeline.fits, pipeline.estimated_s)))
 
 
@@ -155,9 +183,7 @@ def _pipeline(
         for stage, config in zip(cuts.stages, inside, strict=True)
     )
     return Pipeline(
-        strategy=Strategy(
-            configs, micro_batches=number, schedule=Schedule.ONE_F_ONE_B, stages=cuts.stages
-        ),
+        strategy=Strategy(configs, micro_batches=number, schedule=Schedule.ONE_F_ONE_B, stages=cuts.stages),
         num_stages=num_stages,
         tensor_degree=tensor,
         estimated_s=_estimate(cuts, num_stages, number),
@@ -179,7 +205,9 @@ def _stage_costs(
     receive_s = np.zeros(len(inside) + 1)
     if num_stages > 1:
         # A stage's devices each receive their share, and send back a gradient of the same size.
-        links = [cluster.links[k] for s in range(1, num_stages) for k in cluster.routes[(s - 1) * width][s * width]]
+        links = [
+            cluster.links[k] for s in range(1, num_stages) for k in cluster.routes[(s - 1) * width][s * width]
+        ]
         narrowest = min(link.bandwidth_bytes_per_s for link in links)
         receive_s[1:] = 2 * costs.crossing_bytes[1:] / (width * narrowest)
     return StageCosts(

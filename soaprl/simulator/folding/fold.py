@@ -109,6 +109,8 @@ def fold(problem: Problem, strategy: Strategy) -> FoldedProblem | Refusal:
     """
     if strategy.sharding is not Sharding.NONE:
         return Refusal(reason=f"state is sharded ({strategy.sharding.value}), so replicas keep pieces of it")
+    if not strategy.is_whole:
+        return Refusal(reason=f"the batch is cut into {strategy.micro_batches} micro-batches")
     reasons: list[str] = []
     for found in find_replicas(problem.graph, problem.cluster.num_devices, strategy):
         if isinstance(found, Refusal):
