@@ -126,7 +126,7 @@ def _over_time() -> tuple[Method, ...]:
     return (
         Method(
             name=PIPELINE,
-            description="balanced stages and micro-batches (1F1B, GPipe), split inside by sample or as megatron",
+            description="balanced stages and micro-batches (1F1B, GPipe); inside by sample or as megatron",
             source="Huang et al.: GPipe (2019); Narayanan et al.: PipeDream (2021), Megatron-LM (2021)",
             iterative=False,
             resumable=False,
