@@ -23,12 +23,15 @@ from soaprl.cost.profiled import (
 )
 from soaprl.cost.profiled.session import Deviation
 from soaprl.cost.roofline import RooflineCostModel
+from soaprl.errors import CostError, unknown_name
 from soaprl.report.units import format_seconds
 from soaprl.simulator.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+DEFAULT_FILE = Path("profile.db")
+DEVICES = ("cpu", "cuda")
 _UPDATE = "update"
 
 
@@ -75,6 +78,16 @@ class Profiled:
                 for d in self.deviations
             ],
         }
+
+
+def check_words(model: str | None, cluster: str | None, device: str | None, *, links: bool) -> None:
+    """Raises the error of what the command line lacks or has too much."""
+    if device is not None and device not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
+    if links and (model is not None or cluster is not None):
+        raise CostError("--links measures the links of a job and needs no MODEL and no --cluster.")
+    if not links and (model is None or cluster is None):
+        raise CostError("expected a MODEL and --cluster, or --links under torchrun.")
 
 
 def measure(

@@ -1,6 +1,9 @@
 """`soaprl profile`, and the commands that read what it wrote."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,3 +104,36 @@ def test_a_graph_whose_operators_have_no_body_cannot_be_measured_and_says_so(
     assert "cannot be measured and keep estimates" in finished.err
     shown = soaprl("simulate", graph_file, "-c", "cpu-1x2", "--cost", path)
     assert "100% roofline (linear)" in shown.err
+
+
+def test_what_is_to_be_measured_must_be_said(soaprl: Soaprl, graph_file: Path) -> None:
+    for words, message in (
+        ((), "expected a MODEL and --cluster, or --links"),
+        ((graph_file,), "expected a MODEL and --cluster"),
+        (("--links", "-c", "cpu-1x2"), "needs no MODEL and no --cluster"),
+        ((graph_file, "-c", "cpu-1x2", "--device", "tpu"), "unknown device 'tpu'"),
+        (("--links",), "torchrun"),
+    ):
+        refused = soaprl("profile", *words)
+        assert refused.code == 2
+        assert message in refused.err
+
+
+@pytest.mark.dist
+def test_the_links_of_a_job_become_a_cluster_that_can_be_simulated(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path, root = tmp_path / "links.yaml", Path(__file__).parents[2]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launched, "-m", "soaprl", "profile", "--links", "--out", str(path)],
+        env={**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0 - 1") == 1
+    found = soaprl("simulate", graph_file, "-c", path, "--json")
+    assert found.code == 0, found.err
+    assert found.json["cluster"] == "links"

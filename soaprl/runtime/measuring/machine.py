@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from soaprl.cluster.devices import device_type_names
 from soaprl.cost.profiled.measurement import Setting
 from soaprl.errors import CostError
 
@@ -87,6 +88,24 @@ def choose_machine(
         f"expected a device of a type of the cluster ({', '.join(device_types)}) on this machine, found"
         f" {gpu + ' and ' if gpu else ''}a processor: measure on a machine that has one and carry the profile"
         " here, or name with --device-type which type the device at hand stands for."
+    )
+
+
+def type_of_machine(machine: Machine) -> str:
+    """The preset device type that the machine is: ``cpu``, or the one whose name is in the GPU's.
+
+    Raises:
+        CostError: The GPU is of none of them.
+    """
+    if machine.device == "cpu":
+        return "cpu"
+    name = device_name(machine)
+    for known in device_type_names():
+        if known != "cpu" and known in name.lower():
+            return known
+    raise CostError(
+        f"expected a GPU of a type in {', '.join(device_type_names())}, found {name}: name with --device-type"
+        " the one that is closest."
     )
 
 
