@@ -121,7 +121,7 @@ def _compiled(
         model=choice.name,
         options=dict(choice.options),
         batch_size=graph.batch_size,
-        configs=bound.configs,
+        strategy=bound,
         num_ranks=problem.cluster.num_devices,
         optimizer=optimizer,
         learning_rate=rate,

@@ -220,8 +220,9 @@ class _Dividing:
         return self._layout_extents(groups[ref.source][ref.index], divided)
 
     def _layout_extents(self, access: Access, divided: set[int]) -> list[int]:
-        shape = self.tensors[access.tensor].refined_shape
-        return [prod(_extent(piece, shape) for piece in dim) for dim in access.layout]
+        # An operand has what its spans leave: of a slice, the slice.
+        extents = [span.upper - span.lower for span in access.spans]
+        return [prod(_extent(piece, extents) for piece in dim) for dim in access.layout]
 
     def _argument(
         self, divided: set[int], argument: Argument, shapes: dict[tuple[int, ...], tuple[int, ...]]

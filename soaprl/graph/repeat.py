@@ -118,6 +118,8 @@ def _copied(operator: Operator, place: list[int], number: int) -> Operator:
         name=_copy_name(operator.name, number),
         inputs=moved(operator.inputs),
         outputs=moved(operator.outputs),
+        # Random numbers are drawn by the names of calls.
+        body=tuple(replace(c, name=_copy_name(c.name, number)) if number else c for c in operator.body),
     )
 
 

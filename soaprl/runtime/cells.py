@@ -5,6 +5,7 @@ the last contribution is there. Elements that no task reads (rows of a table tha
 held by the first rank that holds any of the tensor, so that weight decay reaches them as it should.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +64,26 @@ def parameter_holdings(graph: OperatorGraph, tasks: tuple[Tasks, ...]) -> dict[i
     return {tensor: list(found[tensor]) for tensor in sorted(found)}
 
 
-def parameter_cells(graph: OperatorGraph, holdings: dict[int, list[Holding]]) -> list[Cell]:
-    """The cells of all parameters, by tensor and then row-major."""
+def parameter_cells(
+    graph: OperatorGraph, holdings: dict[int, list[Holding]], backward_places: Sequence[int]
+) -> list[Cell]:
+    """The cells of all parameters, by tensor and then row-major.
+
+    Args:
+        graph: The operators.
+        holdings: All readings of each parameter.
+        backward_places: For each operator, how many backward passes come before its own.
+    """
     return [
         cell
         for tensor, readings in holdings.items()
-        for cell in _tensor_cells(tensor, graph.tensors[tensor].refined_shape, readings)
+        for cell in _tensor_cells(tensor, graph.tensors[tensor].refined_shape, readings, backward_places)
     ]
 
 
-def _tensor_cells(tensor: int, shape: tuple[int, ...], readings: list[Holding]) -> list[Cell]:
+def _tensor_cells(
+    tensor: int, shape: tuple[int, ...], readings: list[Holding], backward_places: Sequence[int]
+) -> list[Cell]:
     cuts = tuple(
         tuple(sorted({0, extent, *(edge for r in readings for edge in r.box[d])}))
         for d, extent in enumerate(shape)
@@ -86,16 +97,16 @@ def _tensor_cells(tensor: int, shape: tuple[int, ...], readings: list[Holding]) 
         where = tuple(slice(at[a], at[b]) for at, (a, b) in zip(index_of, reading.box, strict=True))
         held[ranks.index(reading.rank)][where] = True
         if reading.contributes:
-            seen = last[where]
-            last[where] = np.where(seen < 0, reading.operator, np.minimum(seen, reading.operator))
+            last[where] = np.maximum(last[where], backward_places[reading.operator])
     held[0] |= ~np.any(held, axis=0)
     keys = np.stack([*held, last]).reshape(len(ranks) + 1, -1).T
+    operator_at = {backward_places[r.operator]: r.operator for r in readings}
     distinct, labels = np.unique(keys, axis=0, return_inverse=True)
     return [
         Cell(
             block=Block(tensor=tensor, box=box),
             holders=tuple(r for r, holds in zip(ranks, distinct[label][:-1].tolist(), strict=True) if holds),
-            completed_by=int(distinct[label][-1]),
+            completed_by=operator_at.get(int(distinct[label][-1]), -1),
         )
         for label, box in merged(labels.reshape(sides), cuts)
     ]

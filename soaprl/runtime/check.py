@@ -7,6 +7,7 @@ What is proved, and where:
 - each task runs once, on its rank, from exactly the regions that its rule names; everything read was
   written, or received and awaited, before; nothing is received and never used; every gradient goes back once,
   when it is complete: `soaprl.runtime.check_rank`;
+- each pass comes where the strategy's schedule has it: `soaprl.runtime.check_rank`;
 - every element of a parameter is held by the ranks that read it, reduced over exactly these if they are
   several, owned by one and updated by all: `soaprl.runtime.check_parameters`.
 
@@ -20,6 +21,7 @@ from soaprl.runtime.check_parameters import check_parameters
 from soaprl.runtime.check_rank import check_rank
 from soaprl.runtime.check_shared import check_shared
 from soaprl.runtime.layout import graph_tasks
+from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import Program
 from soaprl.runtime.program_files import check_fits
 from soaprl.strategy.validation import check_strategy
@@ -41,8 +43,10 @@ def check_program(program: Program, graph: OperatorGraph, *, fingerprint: str | 
                 f"program of {program.model!r}: expected the program of rank {place} at place {place}, found"
                 f" that of rank {rank.rank}; compile the strategy again"
             )
-    tasks = graph_tasks(graph, program.strategy)
-    check_shared(program, graph)
+    work = unrolled(graph, program.strategy)
+    check_strategy(work.graph, program.num_ranks, work.strategy)
+    tasks = graph_tasks(work.graph, work.strategy)
+    check_shared(program, work.graph)
     for rank in program.ranks:
-        check_rank(program, graph, tasks, rank)
-    check_parameters(program, graph, tasks)
+        check_rank(program, work, tasks, rank)
+    check_parameters(program, work.graph, tasks)

@@ -48,16 +48,16 @@ def expected_blocks(accesses: Sequence[Access], regions: Regions, part: int) -> 
     )
 
 
-def expected_loss(graph: OperatorGraph, tasks: Sequence[Tasks], rank: int) -> tuple[tuple[Piece, ...], bool]:
-    """The pieces of the loss that a rank combines, and whether it counts them."""
-    writers = _writers(graph, tasks, graph.loss)
-    outputs = graph.operators[graph.producer[graph.loss]].outputs
-    how = next(access.combine for access in outputs if access.tensor == graph.loss)
+def expected_loss(
+    graph: OperatorGraph, tasks: Sequence[Tasks], rank: int, loss: int
+) -> tuple[tuple[Piece, ...], bool]:
+    """The pieces of the tensor `loss` that a rank combines, and whether it counts them."""
+    writers = _writers(graph, tasks, loss)
+    outputs = graph.operators[graph.producer[loss]].outputs
+    how = next(access.combine for access in outputs if access.tensor == loss)
     summed = how == "sum" or len(writers) == 1
     whole = not summed and any(writer == rank for _, writer, _ in writers)
     pieces = tuple(
-        Piece(tensor=graph.loss, part=part, box=box)
-        for part, writer, box in writers
-        if writer == rank or whole
+        Piece(tensor=loss, part=part, box=box) for part, writer, box in writers if writer == rank or whole
     )
     return pieces, bool(pieces) and (summed or rank == writers[0][1])

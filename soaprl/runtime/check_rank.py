@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from soaprl.errors import ProgramError
-from soaprl.graph.operators import OperatorGraph, TensorRole
+from soaprl.graph.operators import TensorRole
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.check_errors import names, wrong_rank, wrong_step
 from soaprl.runtime.check_expected import expected_blocks, expected_loss, expected_reads
 from soaprl.runtime.check_shared import waits_of
 from soaprl.runtime.layout import Tasks
+from soaprl.runtime.micro_batches import Unrolled
 from soaprl.runtime.program import (
     Backward,
     Block,
@@ -33,16 +34,16 @@ from soaprl.runtime.statistics import channel_groups, synchronized_calls
 _Task = tuple[int, int]
 
 
-def check_rank(program: Program, graph: OperatorGraph, tasks: tuple[Tasks, ...], rank: RankProgram) -> None:
+def check_rank(program: Program, work: Unrolled, tasks: tuple[Tasks, ...], rank: RankProgram) -> None:
     """Raises `ProgramError` unless the steps of `rank` are right, taken for themselves.
 
     Args:
         program: The program.
-        graph: Its graph.
+        work: Its graph and strategy, with a copy of each operator for each micro-batch.
         tasks: The tasks of every operator.
         rank: The rank's part of the program.
     """
-    follower = _Follower(program, graph, tasks, rank)
+    follower = _Follower(program, work, tasks, rank)
     for index, step in enumerate(rank.steps):
         follower.follow(index, step)
     follower.finish()
@@ -51,11 +52,11 @@ def check_rank(program: Program, graph: OperatorGraph, tasks: tuple[Tasks, ...],
 class _Follower:
     """What is there after the steps so far."""
 
-    def __init__(
-        self, program: Program, graph: OperatorGraph, tasks: tuple[Tasks, ...], rank: RankProgram
-    ) -> None:
-        self.program, self.graph, self.tasks, self.rank = program, graph, tasks, rank
-        self.makers = {t: call for call, made in enumerate(graph.constant_results) for t in made}
+    def __init__(self, program: Program, work: Unrolled, tasks: tuple[Tasks, ...], rank: RankProgram) -> None:
+        self.program, self.graph, self.tasks, self.rank = program, work.graph, tasks, rank
+        self.work, self.place = work, -1
+        self.places = {passed: place for place, passed in enumerate(work.order)}
+        self.makers = {t: call for call, made in enumerate(self.graph.constant_results) for t in made}
         self.loaded: set[Block] = set()
         self.made: set[int] = set()
         self.posted: dict[int, Step] = {}
@@ -68,7 +69,7 @@ class _Follower:
         self.stages: dict[_Task, int] = {}
         self.backward: dict[_Task, int] = {}
         self.statistics: set[tuple[str, int, int, int]] = set()
-        self.seeded = False
+        self.seeded: set[int] = set()
         self.reduced: list[tuple[int, Block]] = []
         self.updated = False
 
@@ -167,6 +168,10 @@ class _Follower:
         self.written.update({(piece.tensor, piece.part): piece for piece in step.writes})
 
     def _task(self, step: Forward | Backward) -> tuple:  # type: ignore[type-arg]
+        place = self.places[step.kind, step.operator]
+        if place < self.place:
+            raise self.wrong("the schedule has it before the pass that came last")
+        self.place = place
         layout = self.tasks[step.operator]
         if step.part >= len(layout.ranks) or layout.ranks[step.part] != self.rank.rank:
             raise self.wrong("the strategy has no such task on this rank")
@@ -219,7 +224,7 @@ class _Follower:
         if step.stage < len(shared):
             if ("backward", step.operator, step.stage, step.part) not in self.statistics:
                 raise self.wrong(f"it does not wait for the statistics of stage {step.stage}")
-        elif any(a.tensor == self.graph.loss for a in operator.outputs) and not self.seeded:
+        elif any(a.tensor in self.work.losses and a.tensor not in self.seeded for a in operator.outputs):
             raise self.wrong("the loss has not been reduced")
         for (tensor, part), piece in self.written.items():
             if part == step.part and self.graph.producer[tensor] == step.operator and self.owed.get(piece):
@@ -269,7 +274,10 @@ class _Follower:
                 raise self.wrong(f"part {part} has not given its statistics")
 
     def _loss(self, step: ReduceLoss) -> None:
-        pieces, counted = expected_loss(self.graph, self.tasks, self.rank.rank)
+        if not 0 <= step.micro_batch < len(self.work.losses) or step.weight != self.work.loss_weight:
+            raise self.wrong(f"expected one of {len(self.work.losses)}, of weight {self.work.loss_weight}")
+        loss = self.work.losses[step.micro_batch]
+        pieces, counted = expected_loss(self.graph, self.tasks, self.rank.rank, loss)
         if step.pieces != pieces or step.group != tuple(range(self.program.num_ranks)):
             raise self.wrong(f"expected the pieces {pieces} and all ranks")
         if step.counted != counted:
@@ -277,9 +285,9 @@ class _Follower:
         for piece in pieces:
             if not self._is_there(piece):
                 raise self.wrong(f"{self._name(piece)} was neither written here nor awaited")
-        if self.seeded:
+        if loss in self.seeded:
             raise self.wrong("expected one reduction of the loss")
-        self.seeded = True
+        self.seeded.add(loss)
 
     def _reduce(self, step: ReduceGradients) -> None:
         for cell in step.cells:
@@ -329,7 +337,7 @@ class _Follower:
         for step in self.posted.values():
             if isinstance(step, Exchange) and step.receives:
                 raise wrong(f"nothing waits for #{step.id}, which brings something")
-        if not self.seeded:
+        if self.seeded != set(self.work.losses):
             raise wrong("the loss is not reduced")
 
     def _ran(self, task: _Task) -> bool:

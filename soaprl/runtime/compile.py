@@ -3,9 +3,10 @@
 Steps are emitted in one global order (see `soaprl.runtime.program`): for each operator its tasks' forward
 passes, then one exchange of what they wrote; the loss; for each operator in reverse its tasks' backward
 passes, one exchange of the gradients that are complete then, and the reductions of the parameter cells whose
-last contribution that was, in buckets; at the end the updates. This is what `soaprl.simulator` simulates,
-with two differences: pieces that go the same way at the same time are one message, and small cells with the
-same holders are one reduction.
+last contribution that was, in buckets; at the end the updates. With micro-batches there is a copy of each
+operator for each of them, and passes come in the order of the schedule. This is what `soaprl.simulator`
+simulates, with two differences: pieces that go the same way at the same time are one message, and small cells
+with the same holders are one reduction.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from soaprl.runtime.cells import Cell, parameter_cells, parameter_holdings, rank
 from soaprl.runtime.deliveries import Route, find_deliveries
 from soaprl.runtime.exchanges import exchange_steps, total_bytes
 from soaprl.runtime.layout import Tasks, graph_tasks
+from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.program import (
     Backward,
     Block,
@@ -62,9 +64,9 @@ def compile_program(
         fingerprint: Of `graph`, where the caller already has it.
 
     Raises:
-        StrategyError: The strategy does not fit the graph or the number of ranks, shards its state, or cuts
-            the batch into micro-batches.
-        GraphError: The graph has no loss of one element that an operator computes.
+        StrategyError: The strategy does not fit the graph or the number of ranks, or shards its state.
+        GraphError: The graph has no loss of one element that an operator computes, or its batch cannot be cut
+            into micro-batches.
     """
     named = 1 + max((d for config in strategy.configs for d in config.devices), default=0)
     num_ranks = named if num_ranks is None else num_ranks
@@ -79,35 +81,33 @@ def compile_program(
             f"the strategy for {graph.name!r} shards its state ({strategy.sharding.value}), which can be"
             " simulated but not run: expected a strategy without sharding."
         )
-    if not strategy.is_whole:
-        raise StrategyError(
-            f"the strategy for {graph.name!r} cuts the batch into {strategy.micro_batches} micro-batches"
-            f" (schedule {strategy.schedule.value}), which can be simulated but not run: expected a strategy"
-            " without micro-batches."
-        )
     options = options or CompileOptions()
+    work = unrolled(graph, strategy)
+    check_strategy(work.graph, num_ranks, work.strategy)
     return Program(
         model=graph.name,
         graph_fingerprint=fingerprint or graph_fingerprint(graph),
         configs=strategy.configs,
+        micro_batches=strategy.micro_batches,
+        schedule=strategy.schedule,
+        stages=strategy.stages,
         options=options,
-        ranks=_Compiler(graph, strategy, num_ranks, options).compiled(),
+        ranks=_Compiler(work, num_ranks, options).compiled(),
     )
 
 
 class _Compiler:
     """The steps emitted so far."""
 
-    def __init__(
-        self, graph: OperatorGraph, strategy: Strategy, num_ranks: int, options: CompileOptions
-    ) -> None:
-        self.graph = graph
+    def __init__(self, work: Unrolled, num_ranks: int, options: CompileOptions) -> None:
+        graph, strategy = work.graph, work.strategy
+        self.graph, self.work = graph, work
         self.options = options
         self.everyone = tuple(range(num_ranks))
         self.tasks = graph_tasks(graph, strategy)
         self.deliveries = find_deliveries(graph, self.tasks)
         holdings = parameter_holdings(graph, self.tasks)
-        self.cells = parameter_cells(graph, holdings)
+        self.cells = parameter_cells(graph, holdings, work.backward_places)
         self.trained = {
             tensor
             for tensor, readings in holdings.items()
@@ -128,12 +128,17 @@ class _Compiler:
                 self.steps[rank].append(LoadInputs(blocks=needed.inputs))
             if needed.constants:
                 self.steps[rank].append(MakeConstants(calls=needed.constants))
-        loss = self._loss_operator()
-        for operator in range(len(self.graph.operators)):
-            self._forward(operator)
-        self._reduce_loss(loss)
+        producers = [self._loss_operator(loss) for loss in self.work.losses]
+        num_operators, reduced = len(self.graph.operators) // len(producers), set[int]()
         buckets = Buckets(self.graph, self.cells, self.trained, self.options.bucket_bytes)
-        for operator in reversed(range(len(self.graph.operators))):
+        for direction, operator in self.work.order:
+            micro_batch = operator // num_operators
+            if direction == "forward":
+                self._forward(operator)
+                continue
+            if micro_batch not in reduced:
+                reduced.add(micro_batch)
+                self._reduce_loss(producers[micro_batch], micro_batch)
             if self.graph.operators[operator].has_backward:
                 self._backward(operator)
                 self._reduce_cells(buckets.completed(operator))
@@ -245,16 +250,16 @@ class _Compiler:
         for (_, target), pieces in routes.items():
             self.arrivals[target].update(dict.fromkeys(pieces, number))
 
-    def _loss_operator(self) -> int:
-        """The operator that computes the loss; if it is no sum of parts, all its ranks get all parts."""
-        loss = self.graph.tensors[self.graph.loss]
-        if self.graph.loss not in self.graph.producer or loss.num_elements != 1:
+    def _loss_operator(self, tensor: int) -> int:
+        """The operator that computes a loss; if it is no sum of parts, all its ranks get all parts."""
+        loss = self.graph.tensors[tensor]
+        if tensor not in self.graph.producer or loss.num_elements != 1:
             raise GraphError(
                 f"the loss of {self.graph.name!r}, {loss.name!r}, has {loss.num_elements} elements"
-                f" and {'an' if self.graph.loss in self.graph.producer else 'no'} operator that computes it;"
+                f" and {'an' if tensor in self.graph.producer else 'no'} operator that computes it;"
                 " expected one element that an operator computes: return a scalar from forward"
             )
-        operator = self.graph.producer[self.graph.loss]
+        operator = self.graph.producer[tensor]
         if not self._loss_is_a_sum(operator):
             routes, ranks = self.deliveries.forward[operator], self.tasks[operator].ranks
             for piece in self._loss_pieces(operator):
@@ -268,14 +273,14 @@ class _Compiler:
     def _loss_pieces(self, operator: int) -> list[Piece]:
         parts = range(len(self.tasks[operator].ranks))
         return [
-            piece for p in parts for piece in self._writes(operator, p) if piece.tensor == self.graph.loss
+            piece for p in parts for piece in self._writes(operator, p) if piece.tensor in self.work.losses
         ]
 
     def _loss_is_a_sum(self, operator: int) -> bool:
-        (access,) = [a for a in self.graph.operators[operator].outputs if a.tensor == self.graph.loss]
+        (access,) = [a for a in self.graph.operators[operator].outputs if a.tensor in self.work.losses]
         return access.combine == "sum" or len(self.tasks[operator].ranks) == 1
 
-    def _reduce_loss(self, operator: int) -> None:
+    def _reduce_loss(self, operator: int, micro_batch: int) -> None:
         pieces, ranks, number = self._loss_pieces(operator), self.tasks[operator].ranks, self._id()
         summed = self._loss_is_a_sum(operator)
         for rank in self.everyone:
@@ -288,6 +293,8 @@ class _Compiler:
                     waits=self._new(rank, ids),
                     pieces=tuple(read),
                     counted=bool(read) and (summed or rank == ranks[0]),
+                    micro_batch=micro_batch,
+                    weight=self.work.loss_weight,
                 )
             )
 

@@ -23,7 +23,7 @@ from soaprl.graph.files import load_graph, save_graph
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.optimization import MakeOptimizer
 from soaprl.runtime.program import BatchNorm
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import Strategy
 
 # What a model is called with: arguments by position, and by name.
 Batch: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -46,7 +46,7 @@ class Job:
         model: A zoo name or ``path/file.py:factory``.
         options: Of a zoo model.
         batch_size: Samples of the whole batch.
-        configs: The strategy.
+        strategy: How every operator is split and placed.
         num_ranks: Ranks; the strategy may leave some without work.
         optimizer: One of `LEARNING_RATES`.
         learning_rate: Of the optimizer.
@@ -68,7 +68,7 @@ class Job:
     model: str
     options: Mapping[str, int | float] = field(default_factory=dict)
     batch_size: int
-    configs: tuple[OpConfig, ...]
+    strategy: Strategy
     num_ranks: int
     optimizer: str
     learning_rate: float
@@ -85,11 +85,6 @@ class Job:
     save_every: int = 0
     resume: bool = False
     trace: bool = False
-
-    @property
-    def strategy(self) -> Strategy:
-        """The strategy to run."""
-        return Strategy(self.configs)
 
     @property
     def checkpoints(self) -> Path | None:

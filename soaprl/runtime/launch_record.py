@@ -73,7 +73,7 @@ class Recorder:
 
     def attach(self, state: RankState, optimizer: RankOptimizer) -> None:
         """Follows a rank."""
-        rank = state.program.rank
+        rank, self._graph = state.program.rank, state.graph
         for method, kind in _METHODS.items():
             self._wrap(state, method, rank, kind)
         self._wrap(optimizer, "step", rank, "update")

@@ -17,6 +17,7 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.lifetimes import last_uses
 from soaprl.runtime.local import kernels
+from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
     Backward,
     Exchange,
@@ -69,8 +70,10 @@ class LogicalRanks:
     ) -> None:
         devices = devices or (torch.device("cpu"),) * program.num_ranks
         table = kernels() if table is None else table
+        work = unrolled(graph, program.strategy)
         self.states = tuple(
-            RankState(graph, program, rank, state, device, table) for rank, device in enumerate(devices)
+            RankState(graph, program, rank, state, device, table, work=work)
+            for rank, device in enumerate(devices)
         )
         self._drops = tuple(last_uses(rank) for rank in program.ranks)
 

@@ -11,7 +11,9 @@ can wait for one that waits for it, even if every send waited for its receive (`
 both). Steps with an id start when the rank comes to them; a later step that needs what they bring names them
 in its `waits`. An id that no step waits for need not be complete before the end of the iteration.
 
-The order of the computations is that of the simulator: operators forwards, then backwards.
+The order of the computations is that of the simulator: operators forwards, then backwards, or the order of
+the schedule of micro-batches. Operators and tensors are numbered as in the graph that
+`soaprl.runtime.micro_batches.unrolled` gives: that of the model, or one with copies for each micro-batch.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator
 
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Strategy
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
@@ -228,6 +231,8 @@ class ReduceLoss:
         waits: Ids that must be complete.
         pieces: By part: the pieces of this rank if the loss is their sum, else those of all ranks.
         counted: Whether this rank adds the combination of its pieces to the sum (else it adds 0).
+        micro_batch: Whose loss it is.
+        weight: What it counts in the loss of the batch, which is the sum over the micro-batches.
     """
 
     id: int
@@ -235,6 +240,8 @@ class ReduceLoss:
     waits: tuple[int, ...]
     pieces: tuple[Piece, ...]
     counted: bool
+    micro_batch: int = 0
+    weight: float = 1.0
     kind: Literal["reduce_loss"] = "reduce_loss"
 
 
@@ -371,6 +378,9 @@ class Program:
         model: The model's name.
         graph_fingerprint: Of the operator graph that the program belongs to.
         configs: The strategy: degrees and ranks of each operator.
+        micro_batches: The strategy: into how many parts the batch is cut.
+        schedule: The strategy: the order of their passes.
+        stages: The strategy: the stage of each operator.
         options: How it was compiled.
         ranks: One program for each rank.
     """
@@ -378,13 +388,18 @@ class Program:
     model: str
     graph_fingerprint: str
     configs: tuple[OpConfig, ...]
+    micro_batches: int = 1
+    schedule: Schedule = Schedule.NONE
+    stages: tuple[int, ...] = ()
     options: CompileOptions = field(default_factory=CompileOptions)
     ranks: tuple[RankProgram, ...]
 
     @property
     def strategy(self) -> Strategy:
         """The strategy that was compiled."""
-        return Strategy(self.configs)
+        return Strategy(
+            self.configs, micro_batches=self.micro_batches, schedule=self.schedule, stages=self.stages
+        )
 
     @property
     def num_ranks(self) -> int:

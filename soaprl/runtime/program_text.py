@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import num_elements
+from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
     Backward,
     Block,
@@ -38,7 +39,8 @@ def program_text(program: Program, graph: OperatorGraph, *, ranks: Iterable[int]
         ranks: Whose steps to list; all by default.
     """
     chosen = range(program.num_ranks) if ranks is None else ranks
-    parts = [_rank_text(program.ranks[rank], graph) for rank in chosen]
+    steps_graph = unrolled(graph, program.strategy).graph
+    parts = [_rank_text(program.ranks[rank], steps_graph) for rank in chosen]
     return "\n\n".join([*parts, totals_text(program, graph)]) + "\n"
 
 
@@ -91,7 +93,8 @@ def step_text(step: Step, graph: OperatorGraph) -> str:
             what = f"{step.direction} {graph.operators[step.operator].name} stage {step.stage}"
             return f"#{step.id} reduce statistics of {what} over {_ranks(step.group)}"
         case ReduceLoss():
-            return f"#{step.id} reduce loss over {_ranks(step.group)}{_waits(step.waits)}"
+            which = f" of micro-batch {step.micro_batch}" if step.weight != 1 or step.micro_batch else ""
+            return f"#{step.id} reduce loss{which} over {_ranks(step.group)}{_waits(step.waits)}"
         case ReduceGradients():
             what = f"{len(step.cells)} cells, {_size(step.num_bytes)}"
             return f"#{step.id} reduce gradients over {_ranks(step.group)}: {what}"

@@ -17,6 +17,7 @@ from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.local import PartRun
+from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.program import (
     Backward,
@@ -102,10 +103,12 @@ class RankState:
         state: Gives the initial content of blocks of parameters and of whole buffers.
         device: Where everything is.
         table: Kernels, as `soaprl.runtime.local.kernels` gives them.
+        work: What `unrolled` gives for graph and program, where the caller already has it.
         segmented: Whether tasks share graphs (see `soaprl.runtime.segments`), which is faster; if not, each
             backward pass happens when its step comes, and can be timed.
 
     Attributes:
+        graph: The graph that the program's steps name.
         program: The rank's program.
         parameters: The blocks that the rank holds; ``grad`` of those that are trained is there when its
             ``Update`` comes.
@@ -123,11 +126,13 @@ class RankState:
         device: torch.device,
         table: Mapping[str, Kernel],
         *,
+        work: Unrolled | None = None,
         segmented: bool = True,
     ) -> None:
-        self.graph, self.device, self.program = graph, device, program.ranks[rank]
-        self._configs, self._options, self._table = program.configs, program.options, table
-        self._running = RunningStatistics(graph)
+        self._work = work = unrolled(graph, program.strategy) if work is None else work
+        self.graph, self.device, self.program = work.graph, device, program.ranks[rank]
+        self._configs, self._options, self._table = work.strategy.configs, program.options, table
+        self._running = RunningStatistics(self.graph)
         self._parameters = BlockStore()
         self.parameters: dict[Block, nn.Parameter] = {}
         for block in self.program.parameters:
@@ -151,11 +156,11 @@ class RankState:
             stored = graph.tensors[tensor]
             content = state(Block(tensor=tensor, box=tuple((0, e) for e in stored.refined_shape)))
             self.buffers[tensor] = content.detach().to(device).reshape(stored.shape).clone()
-        self.loss = self.gradient_norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.gradient_norm = torch.zeros((), dtype=torch.float64, device=device)
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Begins an iteration, or a micro-batch of one; `seed` is that of its random numbers."""
+        """Begins an iteration; `seed` is that of its random numbers."""
         self._seed = seed
         self._values: dict[Piece, Tensor] = {}
         self._gradients = GradientSums()
@@ -169,6 +174,7 @@ class RankState:
         self._table_gradients: dict[tuple[int, int], Tensor | None] = {}
         self._row_gradients: dict[tuple[int, int], Tensor] = {}
         self._running.clear()
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def clear_gradients(self) -> None:
         """Sets all gradients of parameters to zero."""
@@ -181,7 +187,7 @@ class RankState:
     def load_inputs(self, step: LoadInputs, batch: Fetch) -> None:
         """Takes the blocks of the step from the batch."""
         for block in step.blocks:
-            self._inputs.put(block, batch(block).to(self.device))
+            self._inputs.put(block, batch(self._work.origin(block)).to(self.device))
 
     def make_constants(self, step: MakeConstants) -> None:
         """Runs the calls of the step."""
@@ -442,7 +448,7 @@ class RankState:
     def enter(self, step: Reduction, totals: Sequence[Tensor]) -> None:
         """Takes the sums of the contributions of all ranks of an awaited step; it may keep the tensors."""
         if isinstance(step, ReduceLoss):
-            self.loss = totals[0].clone()
+            self.loss = self.loss + totals[0]
         elif isinstance(step, ReduceStatistics):
             self._enter_statistics(step, totals[0])
         elif isinstance(step, ReduceGradients):
@@ -482,15 +488,16 @@ class RankState:
     def _loss(self, step: ReduceLoss, scale: float) -> Tensor:
         if not step.pieces:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        operator = self.graph.operators[self.graph.producer[self.graph.loss]]
-        how = next(access.combine for access in operator.outputs if access.tensor == self.graph.loss)
+        loss = step.pieces[0].tensor
+        operator = self.graph.operators[self.graph.producer[loss]]
+        how = next(access.combine for access in operator.outputs if access.tensor == loss)
         parts = [self._values[piece].detach() for piece in step.pieces]
         whole = combined(parts, how)
         if operator.has_backward:
-            for piece, gradient in zip(step.pieces, _seeds(parts, how, scale), strict=True):
+            for piece, gradient in zip(step.pieces, _seeds(parts, how, scale * step.weight), strict=True):
                 if (piece.tensor, piece.part) in self._own and gradient is not None:
                     self._gradients.add(piece, piece.box, gradient)
-        value = whole.reshape(()).double()
+        value = whole.reshape(()).double() * step.weight
         return value if step.counted else torch.zeros_like(value)
 
     def _squared_norm(self, cells: Iterable[Block]) -> Tensor:

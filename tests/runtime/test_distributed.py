@@ -14,11 +14,13 @@ from soaprl.runtime.logical import LogicalRanks
 from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.stores import blocks_of
 from soaprl.runtime.training import graph_of_model, initialize
+from soaprl.strategy.schedules import Schedule
 from tests.runtime.checking import Case, sources
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases, zoo_case
 from tests.runtime.processes import run_processes
 from tests.runtime.random_models import random_model
+from tests.runtime.test_micro_batches import Layers, pipeline
 from tests.runtime.test_training import (
     adam,
     compare_training,
@@ -107,3 +109,26 @@ def test_random_graphs_compute_in_four_processes_what_they_compute_in_one() -> N
 
 def test_small_models_train_in_four_processes_as_in_one() -> None:
     run_processes(training, NUM_RANKS, ["conv_block", "mlp", "gpt2", "moe"], 3)
+
+
+def pipelines(rank: int) -> None:
+    torch.manual_seed(0)
+    module, batch = Layers().double(), torch.randn(12, 6, dtype=torch.double)
+    graph = graph_of_model(module, (batch,))
+    expected = trained(module, [(batch,)] * 3, momentum)
+    for schedule in (Schedule.GPIPE, Schedule.ONE_F_ONE_B):
+        for micro_batches in (2, 6):
+            runtime = initialize(
+                module,
+                pipeline(graph, NUM_RANKS, micro_batches, schedule),
+                (batch,),
+                optimizer=momentum,
+                graph=graph,
+                executor="distributed",
+            )
+            what = f"{schedule}, {micro_batches} micro-batches"
+            compare_training(module, [(batch,)] * 3, runtime, expected, what)
+
+
+def test_pipelines_train_in_four_processes_as_in_one() -> None:
+    run_processes(pipelines, NUM_RANKS)

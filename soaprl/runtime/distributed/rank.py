@@ -81,7 +81,7 @@ class DistributedRank:
         self._steps = tuple((s, awaited(s), d) for s, d in zip(program_steps, drops, strict=True))
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
-        self._failures = Failures(graph, program, groups, timeout_s=timeout_s)
+        self._failures = Failures(self.state.graph, program, groups, timeout_s=timeout_s)
         # The shared step at hand.
         self._shared: Shared | None = None
         self.num_iterations = 0

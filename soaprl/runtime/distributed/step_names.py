@@ -29,7 +29,9 @@ def step_name(graph: OperatorGraph, step: Step) -> str:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"sum of the gradients of {next(iter(names))!r}{more}"
     if isinstance(step, ReduceLoss):
-        return f"sum of the loss, after operator {graph.operators[graph.producer[graph.loss]].name!r}"
+        which = f" of micro-batch {step.micro_batch}" if step.micro_batch or step.weight != 1 else ""
+        name = graph.operators[graph.producer[graph.loss]].name
+        return f"sum of the loss{which}, after operator {name!r}"
     if isinstance(step, ReduceNorm):
         return "norm of all gradients"
     if isinstance(step, LoadInputs):
