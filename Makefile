@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format type bench clean
+.PHONY: help venv demo test test-all lint format type bench bench-paper clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ type: $(STAMP) ## mypy, strict
 
 bench: $(STAMP) ## measure the simulator
 	$(BIN)/python benchmarks/simulator.py
+
+bench-paper: $(STAMP) ## write the paper's tables from our simulator
+	$(BIN)/python -m benchmarks.paper
 
 clean: ## remove .venv, caches and outputs
 	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
