@@ -48,6 +48,10 @@ class SearchError(SoaprlError, ValueError):
     """A search was asked for something it cannot do."""
 
 
+class PolicyError(SoaprlError, ValueError):
+    """A trained policy cannot be loaded, does not fit the features of this version, or cannot be trained."""
+
+
 class OutputError(SoaprlError, OSError):
     """A file cannot be written."""
 

@@ -101,6 +101,12 @@ State = Annotated[
     Path | None,
     typer.Option("--resume", metavar="STATE", help="Go on from this state of a search, and keep it there."),
 ]
+PolicyFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="Folder of the trained policy, for methods that use one. Default: the one shipped."
+    ),
+]
 StartFile = Annotated[
     Path | None, typer.Option("--start", help="A strategy file to begin with, for methods that improve one.")
 ]

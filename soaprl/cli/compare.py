@@ -19,6 +19,7 @@ from soaprl.cli.arguments import (
     NoCoarsen,
     Optimizer,
     Paper,
+    PolicyFolder,
     Seed,
     ShardingName,
 )
@@ -43,6 +44,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write all runs with their histories as JSON.")
     ] = None,
+    policy: PolicyFolder = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Plot the best time against evaluations and seconds (.png, .svg, .pdf)."),
@@ -67,14 +69,14 @@ def compare(
     from soaprl.cli.searching import check_fits, make_budget
 
     comparing.check_files(out, plot)
-    names = comparing.chosen_methods(methods)
+    chosen = comparing.chosen_methods(methods, policy)
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
     prepared = prepare(choice, cluster, execution, sharding)
-    comparison = comparing.run_comparison(prepared, names, budget, range(seed, seed + seeds))
+    comparison = comparing.run_comparison(prepared, chosen, budget, range(seed, seed + seeds))
     comparing.write_comparison(comparison, out, plot)
     if as_json:
         print_json(comparison.as_json())

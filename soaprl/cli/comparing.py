@@ -10,11 +10,13 @@ from typing import Any
 from soaprl.atomic import check_writable, write_text_atomic
 from soaprl.cli.costs import cost_sources, print_sources, sources_json
 from soaprl.cli.inputs import Prepared
+from soaprl.cli.known import known_method, known_methods
 from soaprl.cli.output import print_table, say
 from soaprl.cli.searching import ready_simulator, search_outcome, show_progress
 from soaprl.errors import SearchError
 from soaprl.report.comparison import COLUMNS, SPREAD_COLUMNS, Outcome, comparison_rows, spread_rows, spreads
-from soaprl.search.registry import Skipped, attempt, find_method, methods
+from soaprl.search.method import Method
+from soaprl.search.registry import Skipped, attempt
 from soaprl.search.task import Budget, SearchResult, SearchTask
 from soaprl.simulator.evaluator import Simulator
 from soaprl.strategy.strategy import Sharding
@@ -74,15 +76,20 @@ class Comparison:
         }
 
 
-def chosen_methods(names: str) -> list[str]:
-    """The comma-separated method names, each once; ``all`` stands for all methods.
+def chosen_methods(names: str, policy: Path | None = None) -> list[Method]:
+    """The methods of comma-separated names, each once; ``all`` stands for all methods.
+
+    Args:
+        names: The names.
+        policy: Folder of a trained policy; None: the one that comes with soaprl.
 
     Raises:
         UnknownNameError: A name is unknown.
     """
     words = [word.strip() for word in names.split(",")]
-    found = [name for word in words for name in (methods() if word == ALL else [find_method(word).name])]
-    return list(dict.fromkeys(found))
+    known = known_methods(policy)
+    found = [name for word in words for name in (known if word == ALL else [known_method(word).name])]
+    return [known[name] for name in dict.fromkeys(found)]
 
 
 def check_files(out: Path | None, plot: Path | None) -> None:
@@ -97,7 +104,7 @@ def check_files(out: Path | None, plot: Path | None) -> None:
 
 
 def run_comparison(
-    prepared: Prepared, names: Sequence[str], budget: Budget, seeds: Sequence[int]
+    prepared: Prepared, methods: Sequence[Method], budget: Budget, seeds: Sequence[int]
 ) -> Comparison:
     """Each method with the whole budget, those that search once for each seed; an interruption ends it.
 
@@ -107,9 +114,9 @@ def run_comparison(
     ready_simulator(prepared.problem)
     results: list[SearchResult] = []
     skipped: list[Skipped] = []
-    for name in names:
-        for seed in seeds if find_method(name).iterative else seeds[:1]:
-            found = _run(prepared, name, budget, seed)
+    for method in methods:
+        for seed in seeds if method.iterative else seeds[:1]:
+            found = _run(prepared, method, budget, seed)
             if isinstance(found, Skipped):
                 skipped.append(found)
                 break
@@ -148,7 +155,7 @@ def write_comparison(comparison: Comparison, out: Path | None, plot: Path | None
         say(f"soaprl: wrote {plot}")
 
 
-def _run(prepared: Prepared, name: str, budget: Budget, seed: int) -> SearchResult | Skipped:
+def _run(prepared: Prepared, method: Method, budget: Budget, seed: int) -> SearchResult | Skipped:
     # A simulator of its own for each run: what one has computed about degrees would speed up the next.
     simulator = Simulator(prepared.problem)
     with show_progress(budget) as progress:
@@ -161,7 +168,7 @@ def _run(prepared: Prepared, name: str, budget: Budget, seed: int) -> SearchResu
             progress=progress,
             sharding=prepared.sharding or Sharding.NONE,
         )
-        return attempt(name, task)
+        return attempt(method, task)
 
 
 def _write_plot(comparison: Comparison, path: Path) -> None:
@@ -179,7 +186,7 @@ def _write_plot(comparison: Comparison, path: Path) -> None:
         )
         by_method.setdefault(result.method, []).append(run)
     drawn = [
-        MethodRuns(method=name, iterative=find_method(name).iterative, runs=tuple(runs))
+        MethodRuns(method=name, iterative=known_method(name).iterative, runs=tuple(runs))
         for name, runs in by_method.items()
     ]
     write_figure(anytime_figure(comparison.prepared.title, drawn), path)

@@ -6,7 +6,7 @@ from soaprl.cli.output import print_json, print_table
 
 def methods(as_json: Json = False) -> None:
     """List the ways to find a strategy."""
-    from soaprl.search.registry import methods as known_methods
+    from soaprl.cli.known import known_methods
 
     known = known_methods().values()
     if as_json:

@@ -20,6 +20,7 @@ from soaprl.cli.arguments import (
     Optimizer,
     OutFile,
     Paper,
+    PolicyFolder,
     Seed,
     ShardingName,
     StartFile,
@@ -39,6 +40,7 @@ def search(
     seed: Seed = 0,
     chains: Chains = 1,
     start: StartFile = None,
+    policy: PolicyFolder = None,
     out: OutFile = None,
     resume: State = None,
     batch_size: BatchSize = None,
@@ -58,12 +60,14 @@ def search(
     """
     from soaprl.cli.costs import cost_sources, print_sources, sources_json
     from soaprl.cli.inputs import Execution, ModelChoice, load_start, parse_options, prepare
+    from soaprl.cli.known import known_method
     from soaprl.cli.records import make_record
     from soaprl.cli.searching import check_fits, make_budget, run_beside_baseline, search_outcome, state_file
     from soaprl.strategy.files import save_strategy
 
     options, budget = parse_options(option), make_budget(budget_evals, budget_seconds)
-    state_path = state_file(method, out, resume)
+    chosen = known_method(method, policy)
+    state_path = state_file(chosen, out, resume)
     choice = ModelChoice(name=model, options=options, batch_size=batch_size, coarsened=not no_coarsen)
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
@@ -71,7 +75,7 @@ def search(
     prepared = prepare(choice, cluster, execution, sharding)
     result, baseline = run_beside_baseline(
         prepared,
-        method,
+        chosen,
         budget,
         seed=seed,
         state_path=state_path,

@@ -14,7 +14,8 @@ from soaprl.cli.output import progress_bar
 from soaprl.errors import SearchError, SimulationError
 from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
-from soaprl.search.registry import find_method, search
+from soaprl.search.method import Method
+from soaprl.search.registry import search
 from soaprl.search.task import Budget, Evaluation, Progress, ProgressReport, SearchResult, SearchTask
 from soaprl.simulator.batch import available_cores
 from soaprl.simulator.evaluator import Simulator
@@ -38,18 +39,16 @@ def make_budget(evaluations: int | None, seconds: float | None) -> Budget:
     return Budget(evaluations=evaluations, seconds=seconds)
 
 
-def state_file(method: str, out: Path | None, resumed: Path | None) -> Path | None:
+def state_file(method: Method, out: Path | None, resumed: Path | None) -> Path | None:
     """Where a search keeps its state: in the file it goes on from, or beside `out` if the method keeps one.
 
     Raises:
-        UnknownNameError: There is no such method.
         OutputError: `out` cannot be written; better said before the search than after it.
     """
-    resumable = find_method(method).resumable
     if out is None:
         return resumed
     check_writable(out)
-    return resumed or (out.with_suffix(".state.json") if resumable else None)
+    return resumed or (out.with_suffix(".state.json") if method.resumable else None)
 
 
 def ready_simulator(problem: Problem) -> Simulator:
@@ -67,7 +66,7 @@ def ready_simulator(problem: Problem) -> Simulator:
 
 def run_method(
     simulator: Simulator,
-    name: str,
+    method: Method | str,
     budget: Budget,
     *,
     seed: int = 0,
@@ -77,7 +76,7 @@ def run_method(
     start: Strategy | None = None,
     sharding: Sharding | None = None,
 ) -> SearchResult:
-    """What the method called `name` finds for the simulator's problem, with a bar on standard error.
+    """What a method, or the one of a name, finds for the simulator's problem, with a bar on standard error.
 
     Several chains use all cores, with a simulator for each thread. With `start` the method begins there.
     """
@@ -95,12 +94,12 @@ def run_method(
             resume=resume,
             sharding=sharding or Sharding.NONE,
         )
-        return search(name, task, num_chains=num_chains, more_evaluators=more, start=start)
+        return search(method, task, num_chains=num_chains, more_evaluators=more, start=start)
 
 
 def run_beside_baseline(
     prepared: Prepared,
-    name: str,
+    method: Method,
     budget: Budget,
     *,
     seed: int,
@@ -109,11 +108,11 @@ def run_beside_baseline(
     num_chains: int = 1,
     start: Strategy | None = None,
 ) -> tuple[SearchResult, SearchResult]:
-    """What the method called `name` finds, and data parallelism to compare it with."""
+    """What `method` finds, and data parallelism to compare it with."""
     simulator = ready_simulator(prepared.problem)
     result = run_method(
         simulator,
-        name,
+        method,
         budget,
         seed=seed,
         state_path=state_path,

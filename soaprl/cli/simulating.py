@@ -13,6 +13,7 @@ from typing import Any
 
 from soaprl.atomic import check_writable
 from soaprl.cli.inputs import GRAPH_SUFFIXES, Execution, ModelChoice, Prepared
+from soaprl.cli.known import known_method, known_methods
 from soaprl.cli.output import progress_bar, say
 from soaprl.cli.records import make_record
 from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
@@ -20,7 +21,7 @@ from soaprl.errors import OutputError, unknown_name
 from soaprl.graph.files import graph_fingerprint, save_graph
 from soaprl.report.comparison import Outcome
 from soaprl.report.devices import device_records
-from soaprl.search.registry import methods, search
+from soaprl.search.registry import search
 from soaprl.search.task import SearchTask
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.folding import FoldedResult, SymmetrySimulator, simulate_by_symmetry
@@ -100,11 +101,11 @@ def choose_strategy(word: str) -> Chosen:
         UnknownNameError: It is neither a method nor looks like a file.
         StrategyError: The file is wrong.
     """
-    if word in methods():
+    if word in known_methods():
         return Chosen(name=word, record=None)
     if word.endswith(".json") or Path(word).exists():
         return Chosen(name=word, record=load_strategy(word))
-    raise unknown_name("method or strategy file", word, methods())
+    raise unknown_name("method or strategy file", word, known_methods())
 
 
 def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = None) -> Simulated:
@@ -126,7 +127,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = N
     if chosen.record is None:
         budget = make_budget(None, None)
         if isinstance(simulator, Simulator):
-            found = run_method(simulator, chosen.name, budget, sharding=prepared.sharding)
+            found = run_method(simulator, known_method(chosen.name), budget, sharding=prepared.sharding)
         else:
             task = SearchTask(
                 problem=problem,
@@ -136,7 +137,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = N
                 sharding=prepared.sharding or Sharding.NONE,
             )
             with _waiting():
-                found = search(chosen.name, task)
+                found = search(known_method(chosen.name), task)
         num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
         strategy, record = found.strategy, make_record(prepared, found, budget)
     else:

@@ -1,10 +1,10 @@
 """The list of methods that the command line, benchmarks and evaluations share."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from soaprl.errors import SearchError, StrategyError, unknown_name
+from soaprl.errors import PolicyError, SearchError, StrategyError, unknown_name
 from soaprl.search.annealing import annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
@@ -207,9 +207,14 @@ def _random() -> Method:
     )
 
 
-def find_method(name: str) -> Method:
-    """The method called `name`; raises `UnknownNameError` with close names."""
-    known = methods()
+def find_method(name: str, known: Mapping[str, Method] | None = None) -> Method:
+    """The method called `name`; raises `UnknownNameError` with close names.
+
+    Args:
+        name: The name.
+        known: Where to look; None: `methods`. Packages above this one have methods of their own.
+    """
+    known = methods() if known is None else known
     if name not in known:
         raise unknown_name("method", name, known)
     return known[name]
@@ -353,6 +358,6 @@ def attempt(method: Method | str, task: SearchTask) -> SearchResult | Skipped:
     chosen = find_method(method) if isinstance(method, str) else method
     try:
         return search(chosen, task)
-    except (SearchError, StrategyError) as error:
+    except (PolicyError, SearchError, StrategyError) as error:
         refusal = str(error).removeprefix(refusal_prefix(chosen.name))
         return Skipped(method=chosen.name, reason=refusal)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from soaprl.cli import comparing
-from soaprl.search.registry import methods
+from soaprl.cli.known import known_methods
 from soaprl.search.task import Budget, Progress, ProgressReport
 from tests.cli.conftest import Finished
 
@@ -74,9 +74,10 @@ def test_a_method_that_does_not_apply_is_one_error_of_search(soaprl: Soaprl, gra
 
 
 def test_all_stands_for_every_method_and_repeated_names_run_once() -> None:
-    assert comparing.chosen_methods("all") == list(methods())
-    assert comparing.chosen_methods("random, all")[0] == "random"
-    assert comparing.chosen_methods("mcmc,mcmc") == ["mcmc"]
+    names = [[method.name for method in comparing.chosen_methods(word)] for word in ("all", "random, all")]
+    assert names[0] == list(known_methods())
+    assert names[1][0] == "random"
+    assert [method.name for method in comparing.chosen_methods("mcmc,mcmc")] == ["mcmc"]
 
 
 def test_json_and_plot_are_written_where_they_are_named(

@@ -1,0 +1,161 @@
+"""Recipes: everything that decides what a training does, in YAML."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from soaprl.errors import PolicyError, unknown_name
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class NetworkSection(Section):
+    """The network's own widths; see `soaprl_agents.network.NetworkConfig`."""
+
+    hidden: Positive = 64
+    rounds: Positive = 3
+    device_rounds: Positive = 2
+    uses_devices: bool = True
+    uses_context: bool = True
+
+
+class TeachingSection(Section):
+    """How a problem is taught.
+
+    Attributes:
+        evaluations: Strategies that the teacher simulates for each problem.
+        recited: Share of the operators of a winner that become sequential rows, each time.
+        disturbance: Share of the operators that are decided otherwise in them.
+        kicks: From a local optimum, this share of the operators at most gets random candidates.
+    """
+
+    evaluations: Positive = 12_000
+    recited: Share = 0.5
+    disturbance: Share = 0.08
+    kicks: Share = 0.3
+
+
+class RoundSection(Section):
+    """Lessons, and what is learned from them; the rounds after the first start from what the policy finds.
+
+    Attributes:
+        problems: Training problems of the round.
+        validation: Problems of which the rows are only looked at.
+        steps: Steps of imitation on the rows of all rounds so far.
+    """
+
+    problems: Positive
+    validation: Positive = 4
+    steps: Positive
+
+
+class ImitationSection(Section):
+    """The steps of imitation.
+
+    Attributes:
+        rate: First learning rate.
+        problems: Problems in a step.
+        rows: Rows of each of them.
+    """
+
+    rate: float = 1e-3
+    problems: Positive = 4
+    rows: Positive = 64
+
+
+class PpoSection(Section):
+    """Reinforcement learning after imitation; no timesteps: none.
+
+    Attributes:
+        timesteps: Decisions in all.
+        problems: Problems at a time.
+        samples: Episodes of each problem side by side, of which each is compared with the others' mean.
+        epochs: Passes over what was collected.
+        batch: Decisions in a step.
+        rate: Learning rate.
+        clip: How far the probability of a decision may move in an update.
+        entropy: Weight of the entropy.
+    """
+
+    timesteps: Annotated[int, Field(ge=0)] = 0
+    problems: Positive = 4
+    samples: Positive = 8
+    epochs: Positive = 3
+    batch: Positive = 512
+    rate: float = 2e-4
+    clip: float = 0.2
+    entropy: float = 0.003
+
+
+class Recipe(Section):
+    """A training.
+
+    Attributes:
+        name: What the checkpoint is called.
+        suite: The suite of the problems that are trained on.
+        validation: The suite of the problems that are only looked at.
+        seed: Of everything.
+        network: Its widths.
+        teaching: How problems are taught.
+        rounds: Of lessons and imitation, one after the other.
+        imitation: How it is learned from lessons.
+        ppo: Reinforcement learning at the end.
+    """
+
+    name: str
+    suite: str = "training"
+    validation: str = "validation"
+    seed: int = 0
+    network: NetworkSection = NetworkSection()
+    teaching: TeachingSection = TeachingSection()
+    rounds: tuple[RoundSection, ...]
+    imitation: ImitationSection = ImitationSection()
+    ppo: PpoSection = PpoSection()
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with soaprl."""
+    folder = files("soaprl_agents") / "recipes"
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe that comes with soaprl, by name, or the one in a YAML file, by path.
+
+    Raises:
+        UnknownNameError: There is no recipe of this name.
+        PolicyError: The file cannot be read, or something in it is wrong.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        if name not in recipe_names():
+            raise unknown_name("recipe", name, recipe_names())
+        return parse_recipe((files("soaprl_agents") / "recipes" / f"{name}.yaml").read_text(), name)
+    try:
+        text = Path(name).read_text()
+    except OSError as error:
+        raise PolicyError(f"{name}: expected a recipe: {error.strerror}. Name a YAML file.") from error
+    return parse_recipe(text, name)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """The recipe in YAML `text`, which was found in `where`."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PolicyError(f"{where}: expected YAML: {error}") from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise PolicyError(f"{where}, {key}: {first['msg']}, found {first['input']!r}.") from error

@@ -1,0 +1,92 @@
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from soaprl_agents.training.collect import Lesson, collect, teach
+from soaprl_agents.training.lessons import Lessons, load_lessons
+from soaprl_agents.training.recipe import TeachingSection
+from soaprl_agents.training.teacher import REFINING, SEQUENTIAL, Teacher
+from soaprl_envs.choices import choices
+from soaprl_envs.context import CONTEXT_COLUMNS
+from soaprl_envs.features import problem_features
+
+from soaprl.errors import PolicyError
+from soaprl.simulator.evaluator import Simulator
+from tests.agents.networks import decided_network, larger_problem
+
+SETTINGS = TeachingSection(evaluations=1500)
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Lessons:
+    return teach(larger_problem(), SETTINGS, 0)
+
+
+def test_the_winner_is_a_strategy_of_the_time_that_is_claimed(lessons: Lessons) -> None:
+    problem = larger_problem()
+    offered, simulator = choices(problem), Simulator(problem)
+    start_s, winner_s = lessons.times_s
+    assert simulator.evaluate(offered.strategy(lessons.winner)).iteration_time_s == winner_s
+    assert simulator.evaluate(offered.strategy(offered.start)).iteration_time_s == start_s
+    assert winner_s < start_s
+
+
+def test_excesses_are_what_simulation_says_of_each_candidate() -> None:
+    problem = larger_problem()
+    offered, simulator = choices(problem), Simulator(problem)
+    teacher = Teacher(offered, problem_features(offered), 0)
+    # Before the first change every row looks from data parallelism.
+    while not teacher.rows:
+        teacher.descend(max_visits=1)
+    row = teacher.rows[0]
+    group = [row.operator]
+    times = []
+    for config in offered.configs[row.operator]:
+        evaluation = simulator.evaluate(offered.strategy(offered.start).replaced(group[0], config))
+        times.append(evaluation.iteration_time_s)
+    finite = np.isfinite(row.excess[: len(times)])
+    expected = np.log(times) - log(min(times))
+    np.testing.assert_allclose(row.excess[: len(times)][finite], expected[finite], atol=1e-6)
+    assert (expected[~finite] > log(1.5)).all(), "only hopeless candidates are not simulated to their end"
+    assert row.excess[len(times) :].size == 0 or np.isinf(row.excess[len(times) :]).all()
+
+
+def test_rows_are_of_both_kinds_and_tell_what_is_decided(lessons: Lessons) -> None:
+    column = CONTEXT_COLUMNS.index("neighbours_decided")
+    first = lessons.features.order[0]
+    decided = lessons.contexts[..., column].max(axis=1)
+    of_first = lessons.operators == first
+    assert (decided[of_first & (lessons.kinds == REFINING)] > 0).any()
+    assert (decided[of_first & (lessons.kinds == SEQUENTIAL)] == 0).all(), (
+        "nothing is decided before the first"
+    )
+    assert (lessons.excess.min(axis=1) == 0).all()
+    assert (lessons.contexts[..., CONTEXT_COLUMNS.index("is_current")] == 0).all()
+
+
+def test_teaching_is_the_same_for_the_same_seed(lessons: Lessons) -> None:
+    again, other = teach(larger_problem(), SETTINGS, 0), teach(larger_problem(), SETTINGS, 1)
+    assert (again.excess == lessons.excess).all()
+    assert other.excess.shape != lessons.excess.shape or (other.excess != lessons.excess).any()
+
+
+def test_lessons_are_collected_once_and_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "lessons.npz"
+    taught = collect(Lesson(larger_problem, 0, path), TeachingSection(evaluations=300), decided_network())
+
+    def never() -> None:
+        raise AssertionError("the problem was made again")
+
+    again = collect(Lesson(never, 0, path), TeachingSection(evaluations=300), None)  # type: ignore[arg-type]
+    for name in Lessons._fields[1:]:
+        assert (getattr(again, name) == getattr(taught, name)).all()
+    for one, other in zip(again.features, taught.features, strict=True):
+        assert (one == other).all()
+
+
+def test_damaged_lessons_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "lessons.npz"
+    path.write_bytes(b"nothing")
+    with pytest.raises(PolicyError, match="expected lessons"):
+        load_lessons(path)
