@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.placing import nodes_of
@@ -33,7 +34,7 @@ def device_features(
 ) -> tuple[NDArray[np.float32], IntArray, NDArray[np.float32]]:
     """Features of the vertices [G, columns], pairs of vertices [2, H], features of pairs [H, columns]."""
     cluster = tables.cluster
-    groups = _vertices(problem)
+    groups = _vertices(problem.cluster)
     between = cluster.route_bandwidth_bytes_per_s.reshape(cluster.num_devices, -1)
     latency = cluster.route_latency_s.reshape(cluster.num_devices, -1)
     pairs = _pairs(len(groups))
@@ -46,8 +47,13 @@ def device_features(
     return _clipped(vertices), pairs, _clipped(features)
 
 
-def _vertices(problem: Problem) -> list[tuple[int, ...]]:
-    nodes = list(nodes_of(problem.cluster))
+def num_vertices(cluster: Cluster) -> int:
+    """G: how many vertices a cluster has."""
+    return len(_vertices(cluster))
+
+
+def _vertices(cluster: Cluster) -> list[tuple[int, ...]]:
+    nodes = list(nodes_of(cluster))
     groups: list[tuple[int, ...]] = nodes if len(nodes) > 1 else [(device,) for device in nodes[0]]
     if len(groups) <= MAX_VERTICES:
         return groups

@@ -1,0 +1,135 @@
+"""Walks: a strategy that changes one operator at a time, simulated after each change."""
+
+from collections import OrderedDict
+from math import log
+
+from soaprl.cluster.tables import IntArray
+from soaprl.simulator import DeltaSimulator, Evaluation
+from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl_envs.arena import Arena
+from soaprl_envs.context import Contexts
+
+_WALKS_KEPT = 8
+
+
+class Walk:
+    """A strategy of one problem on its way from the start.
+
+    Args:
+        arena: The problem.
+
+    Attributes:
+        arena: The problem.
+        contexts: The choices, of one sample; `take` keeps them current.
+        num_evaluations: Strategies simulated since the last `restart`, the start not counted.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.contexts = Contexts(arena.choices)
+        self.num_evaluations = 0
+        self._simulator = DeltaSimulator(arena.problem, arena.choices.strategy(arena.choices.start))
+        self._effective_s = arena.effective_s(self._simulator.evaluation)
+
+    def restart(self) -> None:
+        """Goes back to the start."""
+        self.restart_at(self.arena.choices.start)
+        self.contexts.reset()
+
+    def restart_at(self, chosen: IntArray) -> None:
+        """Goes to these candidates, all of them decided.
+
+        Raises:
+            StrategyError: They are not one candidate for each operator.
+        """
+        self._move_to(self.arena.choices.strategy(chosen))
+        self.contexts.assign(chosen)
+        self.num_evaluations = 0
+        self._effective_s = self.arena.effective_s(self._simulator.evaluation)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the simulator says about the strategy."""
+        return self._simulator.evaluation
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy."""
+        return self._simulator.strategy
+
+    @property
+    def simulator(self) -> DeltaSimulator:
+        """The simulator, for whoever wants all about the strategy."""
+        return self._simulator
+
+    @property
+    def effective_s(self) -> float:
+        """The strategy's effective time."""
+        return self._effective_s
+
+    @property
+    def speedup(self) -> float:
+        """Effective time of the baseline / that of the strategy."""
+        return self.arena.baseline_s / self._effective_s
+
+    def take(self, operator: int, candidate: int, *, simulate: bool = True) -> float:
+        """Gives an operator a candidate; returns the log-improvement, log(effective time before / after).
+
+        A number that is no candidate of the operator, and the one it holds, change nothing.
+
+        Args:
+            operator: Which.
+            candidate: The number of its candidate.
+            simulate: Whether to simulate; otherwise 0 is returned, and `settle` simulates all such changes.
+        """
+        configs = self.arena.choices.configs[operator]
+        current = int(self.contexts.chosen[0, operator])
+        legal = 0 <= candidate < len(configs)
+        self.contexts.choose(operator, candidate if legal else current)
+        if not simulate or not legal or candidate == current:
+            return 0.0
+        self._simulator.propose(operator, configs[candidate])
+        return self._committed()
+
+    def settle(self) -> float:
+        """Simulates what `take` has not; returns the log-improvement of all of it."""
+        changes = self._differences(self.arena.choices.strategy(self.contexts.chosen[0]))
+        if not changes:
+            return 0.0
+        self._simulator.propose_all(changes)
+        return self._committed()
+
+    def _committed(self) -> float:
+        before_s = self._effective_s
+        self._simulator.commit()
+        self.num_evaluations += 1
+        self._effective_s = self.arena.effective_s(self._simulator.evaluation)
+        return log(before_s / self._effective_s)
+
+    def _move_to(self, strategy: Strategy) -> None:
+        changes = self._differences(strategy)
+        if changes:
+            self._simulator.propose_all(changes)
+            self._simulator.commit()
+
+    def _differences(self, strategy: Strategy) -> dict[int, OpConfig]:
+        """The configurations of `strategy` that the simulated one does not have."""
+        pairs = zip(self._simulator.strategy.configs, strategy.configs, strict=True)
+        return {o: after for o, (before, after) in enumerate(pairs) if before != after}
+
+
+class WalkPool:
+    """Walks by problem: a simulator keeps what it has computed about a problem."""
+
+    def __init__(self) -> None:
+        self._walks: OrderedDict[int, Walk] = OrderedDict()
+
+    def walk(self, arena: Arena) -> Walk:
+        """A walk at the start of a problem."""
+        known = self._walks.pop(arena.number, None)
+        walk = Walk(arena) if known is None or known.arena is not arena else known
+        self._walks[arena.number] = walk
+        while len(self._walks) > _WALKS_KEPT:
+            self._walks.popitem(last=False)
+        walk.restart()
+        return walk
