@@ -24,7 +24,7 @@ class SimulationOptions:
         gradient_compression: In which format gradients of parameters are summed over devices; a name that
             `soaprl.cost.compression` knows.
         prefetch: Where parameters are sharded: how many operators with parameters ahead they are gathered;
-            see `soaprl.simulator.sharding`.
+            see `soaprl.simulator.pacing`.
     """
 
     optimizer: str = "adam"

@@ -3,6 +3,7 @@
 P, G, S are bytes of parameters, gradients and optimizer state of the whole model; n devices hold all of it.
 """
 
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,6 +21,7 @@ from soaprl.simulator import Problem, SimulationOptions, SimulationResult, Simul
 from soaprl.simulator.folding import Refusal, fold
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
+from tests.simulator.random_problems import random_problem, random_strategy
 from tests.toys import TableCost, chain, data_parallel_toy, on_one_device, split, tied, uniform_cluster
 
 N = 4
@@ -250,3 +252,34 @@ def test_sharded_state_is_neither_folded_nor_run() -> None:
         StrategyError, match=r"shards its state \(zero2\), which can be simulated but not run"
     ):
         compile_program(graph, strategy)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_any_strategy_each_stage_keeps_no_more_and_moves_what_its_passes_say(seed: int) -> None:
+    rng = random.Random(700 + seed)
+    problem = random_problem(rng, num_operators=8)
+    problem = replace(problem, options=replace(problem.options, paper=False, gradient_compression="none"))
+    strategy = random_strategy(rng, problem.graph, problem.cluster.num_devices)
+    found = [simulate(problem, replace(strategy, sharding=sharding)) for sharding in Sharding]
+    for less, more in pairwise(found):
+        for name in ("parameters_bytes", "gradients_bytes", "optimizer_bytes"):
+            assert (getattr(more.memory, name) <= getattr(less.memory, name)).all()
+    none, first, second, third = (result.synchronization_bytes for result in found)
+    assert none == first == second
+    # Parameters that no gradient is summed of are gathered all the same: for the forward pass, or for both.
+    assert third >= 3 * none / 2
+    activations = {(result.activation_bytes, result.gradient_bytes) for result in found}
+    assert len(activations) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sharding_what_no_two_devices_hold_changes_nothing(seed: int) -> None:
+    rng = random.Random(800 + seed)
+    problem = random_problem(rng, num_operators=6)
+    problem = replace(problem, options=replace(problem.options, paper=False))
+    strategy = on_one_device(problem.graph)
+    evaluations = {
+        Simulator(problem).evaluate(replace(strategy, sharding=sharding)).iteration_time_s
+        for sharding in Sharding
+    }
+    assert len(evaluations) == 1
