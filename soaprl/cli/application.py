@@ -28,6 +28,7 @@ from soaprl.cli.profile import profile
 from soaprl.cli.run import run as run_command
 from soaprl.cli.search import search
 from soaprl.cli.simulate import simulate
+from soaprl.cli.validate import validate
 from soaprl.errors import SoaprlError
 
 USER_ERROR = 2
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, clusters, methods, simulate, search, compare, profile, export, demo):
+for command in (models, clusters, methods, simulate, search, compare, profile, validate, export, demo):
     app.command()(command)
 app.command(name="run")(run_command)
 

@@ -13,6 +13,7 @@ from soaprl.cli.output import print_json, print_table, progress_bar, say
 from soaprl.cli.run_json import measured_time_s, result_json
 from soaprl.cli.run_prepare import PreparedRun
 from soaprl.report.units import format_seconds
+from soaprl.simulator.result import SimulationResult
 from soaprl.simulator.trace import write_trace
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def execute(run: PreparedRun, *, trace: Path | None, as_json: bool) -> None:
     if not run.speaks:
         return
     if trace is not None:
-        _write_trace(run, result, trace)
+        write_timelines(run.simulated.simulated, result, trace)
+        say(f"soaprl: wrote {trace}; https://ui.perfetto.dev shows it")
     if as_json:
         print_json({**run.prepared.as_json(), **result_json(run, result)})
     else:
@@ -142,12 +144,16 @@ def _disagreement(run: PreparedRun, check: "Check") -> str:
     return text
 
 
-def _write_trace(run: PreparedRun, result: "RunResult", path: Path) -> None:
+def write_timelines(simulated: SimulationResult, result: "RunResult", path: Path) -> None:
+    """Writes what ranks did beside what was simulated, as one trace.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     from soaprl.runtime.launch_trace import write_run_trace
 
     with tempfile.TemporaryDirectory(prefix="soaprl-trace-") as folder:
-        simulated = Path(folder) / "simulated.json"
-        write_trace(run.simulated.simulated, simulated)
-        content = json.loads(simulated.read_text(encoding="utf-8"))
+        alone = Path(folder) / "simulated.json"
+        write_trace(simulated, alone)
+        content = json.loads(alone.read_text(encoding="utf-8"))
     write_run_trace(path, result.events, content, measured_s=measured_time_s(result))
-    say(f"soaprl: wrote {path}; https://ui.perfetto.dev shows it")

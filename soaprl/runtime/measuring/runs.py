@@ -1,0 +1,232 @@
+"""Times iterations of many strategies of one model, in one job of local processes.
+
+Repeats are interleaved: every strategy runs once before any runs again, so that a machine that is slower for
+a while is slower for all of them. Every run is written down when it is done, and what is written down is not
+run again: the job may be interrupted, and goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import soaprl
+from soaprl.atomic import write_text_atomic
+from soaprl.errors import ExecutionError
+from soaprl.graph.files import graph_fingerprint
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.compile import compile_program
+from soaprl.runtime.distributed.groups import Groups
+from soaprl.runtime.distributed.runtime import initialize_distributed
+from soaprl.runtime.launch_job import Job, draw_batch, load_job, make_model, optimizer_maker, save_job
+from soaprl.runtime.program import CompileOptions
+from soaprl.strategy.strategy import OpConfig
+
+_POLL_S = 0.1
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One strategy, run once.
+
+    Attributes:
+        strategy: Its number.
+        repeat: Which of its runs this is.
+        times_s: Seconds of each iteration, of the rank that took longest.
+    """
+
+    strategy: int
+    repeat: int
+    times_s: tuple[float, ...]
+
+
+def read_runs(path: Path) -> list[Run]:
+    """The runs that are written down; a line that was cut off is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        if line.endswith("}\n"):
+            content = json.loads(line)
+            times = tuple(content["times_s"])
+            found.append(Run(strategy=content["strategy"], repeat=content["repeat"], times_s=times))
+    return found
+
+
+def run_strategies(
+    job: Job,
+    graph: OperatorGraph,
+    strategies: Sequence[tuple[OpConfig, ...]],
+    path: Path,
+    *,
+    repeats: int,
+    listen: Callable[[int, int], None],
+) -> list[Run]:
+    """Runs what is not written down yet at `path`; all runs.
+
+    Args:
+        job: How to train; its strategy does not count, and its steps are those of a run that count.
+        graph: The captured model.
+        strategies: Which to run.
+        path: Where runs are written down.
+        repeats: How often each is run.
+        listen: Called with the number of runs done, and of all.
+
+    Raises:
+        ExecutionError: A process failed.
+    """
+    total = len(strategies) * repeats
+    if len(read_runs(path)) < total:
+        _forget_cut_line(path)
+        with tempfile.TemporaryDirectory(prefix="soaprl-runs-") as name:
+            folder = Path(name)
+            save_job(folder, replace(job, configs=strategies[0]), graph)
+            for number, configs in enumerate(strategies):
+                content = [[list(c.degrees), list(c.devices)] for c in configs]
+                (folder / f"strategy-{number}.json").write_text(json.dumps(content), encoding="utf-8")
+            _spawn(folder, path, len(strategies), repeats, job.num_ranks, listen)
+    listen(total, total)
+    return read_runs(path)
+
+
+def _forget_cut_line(path: Path) -> None:
+    """What a process that was killed wrote last may end anywhere: lines are added after whole ones."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text.endswith("\n"):
+        write_text_atomic(path, text[: text.rfind("\n") + 1])
+
+
+def _spawn(
+    folder: Path, path: Path, count: int, repeats: int, num_ranks: int, listen: Callable[[int, int], None]
+) -> None:
+    """Starts the processes, and waits until all have ended well."""
+    package = str(Path(soaprl.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment["OMP_NUM_THREADS"] = "1"
+    task = _Task(folder=str(folder), path=str(path.absolute()), count=count, repeats=repeats, ranks=num_ranks)
+    words = [sys.executable, "-m", "soaprl.runtime.measuring.runs", json.dumps(asdict(task))]
+    with ExitStack() as stack:
+        running = []
+        for rank in range(num_ranks):
+            errors = stack.enter_context((folder / f"stderr-{rank}").open("wb"))
+            process = subprocess.Popen(
+                [*words, str(rank)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=errors,
+                stderr=errors,
+                # An interrupt from the keyboard is for this process, which ends the others.
+                start_new_session=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            running.append(process)
+        while any(process.poll() is None for process in running):
+            if any(process.poll() not in (None, 0) for process in running):
+                break
+            listen(len(read_runs(path)), count * repeats)
+            time.sleep(_POLL_S)
+        failed = [rank for rank, process in enumerate(running) if process.poll() not in (None, 0)]
+    if failed:
+        text = (folder / f"stderr-{failed[0]}").read_text(encoding="utf-8", errors="replace")
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+        raise ExecutionError(
+            f"rank {failed[0]} of the runs failed: {last}. What ran is in {path}: the same command goes on."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What the processes are told."""
+
+    folder: str
+    path: str
+    count: int
+    repeats: int
+    ranks: int
+
+
+def _main(task: _Task, rank: int) -> None:
+    """One process of the job."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    folder, path = Path(task.folder), Path(task.path)
+    job, graph = load_job(folder)
+    timeout = timedelta(seconds=job.timeout_s)
+    address = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=task.ranks, timeout=timeout)
+    # One list for all: others may still be reading when the first writes on.
+    done = [{(run.strategy, run.repeat) for run in read_runs(path)}]
+    dist.broadcast_object_list(done, src=0)
+    groups = Groups(timeout_s=job.timeout_s)
+    for repeat in range(task.repeats):
+        for number in range(task.count):
+            if (number, repeat) in done[0]:
+                continue
+            times = _run(job, graph, _strategy(folder, number), groups)
+            if rank == 0:
+                line = json.dumps({"strategy": number, "repeat": repeat, "times_s": times})
+                with path.open("a", encoding="utf-8") as stream:
+                    stream.write(f"{line}\n")
+    dist.barrier()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: then its end of the pipe is closed."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def _strategy(folder: Path, number: int) -> tuple[OpConfig, ...]:
+    content = json.loads((folder / f"strategy-{number}.json").read_text(encoding="utf-8"))
+    return tuple(OpConfig(tuple(degrees), tuple(devices)) for degrees, devices in content)
+
+
+def _run(job: Job, graph: OperatorGraph, configs: tuple[OpConfig, ...], groups: Groups) -> list[float]:
+    """Seconds of each iteration, warm-up aside, of the rank that took longest."""
+    job = replace(job, configs=configs)
+    program = compile_program(
+        graph,
+        job.strategy,
+        num_ranks=job.num_ranks,
+        options=CompileOptions(batch_norm=job.batch_norm),
+        fingerprint=graph_fingerprint(graph),
+    )
+    model = make_model(job)
+    runtime = initialize_distributed(
+        model.module,
+        graph,
+        program,
+        optimizer=optimizer_maker(job.optimizer, job.learning_rate),
+        groups=groups,
+        timeout_s=job.timeout_s,
+    )
+    args, kwargs = draw_batch(model, job.batch_size, seed=job.seed, step=0)
+    own = []
+    for number in range(_WARM_UP + job.num_steps):
+        dist.barrier()
+        start_s = time.perf_counter()
+        runtime.step(*args, **kwargs)
+        if number >= _WARM_UP:
+            own.append(time.perf_counter() - start_s)
+    slowest = torch.tensor(own, dtype=torch.float64)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return [float(value) for value in slowest]
+
+
+if __name__ == "__main__":
+    _main(_Task(**json.loads(sys.argv[1])), int(sys.argv[2]))
+    sys.stderr.flush()
+    # Not through the interpreter's end: threads of the process group need not end.
+    os._exit(0)
