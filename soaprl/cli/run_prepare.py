@@ -96,11 +96,11 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
 def _check_formats(assumptions: Assumptions) -> None:
     """Raise `ExecutionError` if the strategy was found for formats that the runtime does not have."""
     found = (assumptions.compute_dtype, assumptions.gradient_compression)
-    if found != ("float32", "none"):
+    if found[0] not in ("float32", "bfloat16") or found[1] != "none":
         raise ExecutionError(
             f"the strategy was found for arithmetic in {found[0]} and gradient compression {found[1]!r},"
-            " which can be simulated but not run: expected float32 and none. Search again with"
-            " --precision fp32 and --compress none."
+            " which can be simulated but not run: expected float32 or bfloat16, and none. Search again with"
+            " --precision fp32 or bf16 and --compress none."
         )
 
 
@@ -127,6 +127,7 @@ def _compiled(
         learning_rate=rate,
         batch_norm="synchronized" if wishes.batch_norm == "synchronized" else "local",
         dtype="float64" if wishes.dtype == "float64" else "float32",
+        precision="bfloat16" if prepared.assumptions.compute_dtype == "bfloat16" else "stored",
         seed=wishes.seed,
         num_steps=wishes.num_steps,
         check=wishes.check,
@@ -140,7 +141,7 @@ def _compiled(
         resume=wishes.resume or (place is not None and place.num_restarts > 0),
         trace=wishes.trace is not None,
     )
-    options = CompileOptions(batch_norm=job.batch_norm)
+    options = CompileOptions(batch_norm=job.batch_norm, precision=job.precision)
     fingerprint = graph_fingerprint(graph)
     program = compile_program(graph, bound, num_ranks=job.num_ranks, options=options, fingerprint=fingerprint)
     check_program(program, graph, fingerprint=fingerprint)

@@ -178,7 +178,7 @@ def _job(prepared: Prepared, plan: Plan, strategy: Strategy) -> "Job":
         model=prepared.choice.name,
         options=dict(prepared.choice.options),
         batch_size=problem.graph.batch_size,
-        configs=strategy.configs,
+        strategy=Strategy(strategy.configs),
         num_ranks=problem.cluster.num_devices,
         optimizer=optimizer,
         learning_rate=LEARNING_RATES[optimizer],

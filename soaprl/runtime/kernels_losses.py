@@ -36,7 +36,7 @@ def whole_classes(call: LocalCall) -> Results:
 
 def log_sum_exp(call: LocalCall) -> Results:
     """``soaprl.log_sum_exp(x, dim)``: over the local indices; parts combine by ``logaddexp``."""
-    return torch.logsumexp(call.local("0"), call["1"])
+    return torch.logsumexp(_exact(call.local("0")), call["1"])
 
 
 def nll_from_log_sum_exp(call: LocalCall) -> Results:
@@ -47,7 +47,7 @@ def nll_from_log_sum_exp(call: LocalCall) -> Results:
     """
     logits, normalizer, target = (call.local(name) for name in "012")
     weight, class_dim, reduction, ignored, smoothing = (call[name] for name in "34567")
-    logits = logits.movedim(class_dim, -1)
+    logits = _exact(logits).movedim(class_dim, -1)
     dims = call.dims["0"]
     whole, classes, rows = target, dims[class_dim], _without(dims, class_dim)
     local_weight = weight
@@ -69,6 +69,11 @@ def nll_from_log_sum_exp(call: LocalCall) -> Results:
     if reduction == SUM:
         return total.sum()
     return total.sum() / target_weights(whole, weight, ignored, logits).sum()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """What autocast computed in a short type, in float32, as it does for the library's own losses."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def target_weights(target: Tensor, weight: Tensor | None, ignored: int, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from soaprl.graph.capture import load_factory, parse_user_file
 from soaprl.graph.files import load_graph, save_graph
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.optimization import MakeOptimizer
-from soaprl.runtime.program import BatchNorm
+from soaprl.runtime.program import BatchNorm, Precision
 from soaprl.strategy.strategy import Strategy
 
 # What a model is called with: arguments by position, and by name.
@@ -52,6 +52,7 @@ class Job:
         learning_rate: Of the optimizer.
         batch_norm: As in `CompileOptions`.
         dtype: Of parameters and floating-point inputs.
+        precision: As in `CompileOptions`.
         seed: Of initial parameters, batches and dropout.
         num_steps: Iterations in all, those before a checkpoint that is resumed from included.
         check: Whether to compare with training of the original model in one process.
@@ -74,6 +75,7 @@ class Job:
     learning_rate: float
     batch_norm: BatchNorm = "local"
     dtype: Dtype = "float32"
+    precision: Precision = "stored"
     seed: int = 0
     num_steps: int
     check: bool = False
@@ -94,7 +96,16 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is resumed; strategy and number of ranks may change."""
-        names = ("model", "batch_size", "optimizer", "learning_rate", "batch_norm", "dtype", "seed")
+        names = (
+            "model",
+            "batch_size",
+            "optimizer",
+            "learning_rate",
+            "batch_norm",
+            "dtype",
+            "precision",
+            "seed",
+        )
         return {**{name: getattr(self, name) for name in names}, "options": dict(self.options)}
 
 

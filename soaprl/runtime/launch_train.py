@@ -111,6 +111,7 @@ def _initialized(job: Job, graph: OperatorGraph, model: Model) -> Runtime:
         (*args, *kwargs.values()),
         optimizer=optimizer_maker(job.optimizer, job.learning_rate),
         batch_norm=job.batch_norm,
+        precision=job.precision,
         seed=job.seed,
         graph=graph,
         executor=job.executor,

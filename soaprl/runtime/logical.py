@@ -94,7 +94,7 @@ class LogicalRanks:
         Raises:
             ProgramError: Ranks wait for each other.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), self.states[0].arithmetic():
             return self._iterate(batch, seed, update, watch)
 
     def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> Tensor:

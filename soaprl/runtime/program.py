@@ -27,6 +27,7 @@ from soaprl.strategy.strategy import OpConfig, Strategy
 Box: TypeAlias = tuple[tuple[int, int], ...]
 Direction: TypeAlias = Literal["forward", "backward"]
 BatchNorm: TypeAlias = Literal["local", "synchronized"]
+Precision: TypeAlias = Literal["stored", "bfloat16"]
 Pattern: TypeAlias = Literal["point_to_point", "all_gather", "all_to_all"]
 
 
@@ -363,11 +364,15 @@ class CompileOptions:
             `DistributedDataParallel` does. ``synchronized``: with those of the whole batch.
         clip_gradients: Whether the norm of all gradients is computed before the update.
         bucket_bytes: Gradients of cells with the same holders are reduced together until they have this size.
+        precision: ``stored``: arithmetic in the types of the graph. ``bfloat16``: what PyTorch's autocast
+            computes in bfloat16 is, inside tasks; parameters, gradients, optimizer state, what goes between
+            ranks and sums of partial results stay in the types of the graph.
     """
 
     batch_norm: BatchNorm = "local"
     clip_gradients: bool = False
     bucket_bytes: int = 25 * 2**20
+    precision: Precision = "stored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ that is local; `soaprl.runtime.logical` does so for all ranks in one process.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -217,6 +218,8 @@ class RankState:
         for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
             self._values[piece] = result
             if outer:
+                # With autocast it may be in a shorter type; what leaves the segment is not.
+                result = self._values[piece] = result.to(self._dtype_of(piece.tensor))
                 # A task that reads nothing gives zeros, which are not differentiable.
                 edge = get_gradient_edge(result) if result.requires_grad else None
                 self._outputs[plan.segment].append((piece, edge))
@@ -225,6 +228,22 @@ class RankState:
         if plan.stops or plan.recorded:
             return self._staged(step, plan)
         return PartRun(plan.part, self._regions(plan), seed=self._seed).finish()
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The context in which iterations run."""
+        if self._options.precision == "stored":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self._options.precision))
+
+    def _backward_arithmetic(self) -> AbstractContextManager[object]:
+        """Gradients are computed in the types of what was computed."""
+        if self._options.precision == "stored":
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _dtype_of(self, tensor: int) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.graph.tensors[tensor].dtype)
+        return dtype
 
     def _staged(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
         key = (step.operator, step.part)
@@ -353,8 +372,8 @@ class RankState:
     def _parameter(self, block: Block) -> Tensor:
         if num_elements(block.box):
             return self._parameters.read(block)
-        dtype: torch.dtype = getattr(torch, self.graph.tensors[block.tensor].dtype)
-        return torch.zeros([stop - start for start, stop in block.box], dtype=dtype, device=self.device)
+        shape = [stop - start for start, stop in block.box]
+        return torch.zeros(shape, dtype=self._dtype_of(block.tensor), device=self.device)
 
     def backward(self, step: Backward) -> None:
         """Runs the backward pass of a task, or a stage of it."""
@@ -370,14 +389,16 @@ class RankState:
         if step.stage > 0:
             assert task is not None, "stages have tasks of their own"
             outputs = [(edge, self._gradients.get(piece)) for piece, edge in written]
-            self._table_gradients[key] = task.backward_statistics(outputs)
+            with self._backward_arithmetic():
+                self._table_gradients[key] = task.backward_statistics(outputs)
             return
         outputs = [(edge, self._gradients.pop(piece)) for piece, edge in written]
-        if task is None:
-            differentiate(outputs)
-        else:
-            task.backward(outputs)
-            del self._tasks[key]
+        with self._backward_arithmetic():
+            if task is None:
+                differentiate(outputs)
+            else:
+                task.backward(outputs)
+                del self._tasks[key]
         del self._outputs[segment]
 
     # What goes between ranks.
@@ -388,7 +409,7 @@ class RankState:
         for piece in message.pieces:
             if direction == "forward":
                 own = self._own[piece.tensor, piece.part]
-                content = self._values[own].detach()
+                content = self._values[own].detach().to(self._dtype_of(piece.tensor))
                 if piece.box != own.box:
                     content = content[inside(piece.box, own.box)]
             else:
@@ -398,8 +419,7 @@ class RankState:
         return found
 
     def _zeros(self, piece: Piece) -> Tensor:
-        dtype: torch.dtype = getattr(torch, self.graph.tensors[piece.tensor].dtype)
-        return torch.zeros(num_elements(piece.box), dtype=dtype, device=self.device)
+        return torch.zeros(num_elements(piece.box), dtype=self._dtype_of(piece.tensor), device=self.device)
 
     def incoming(self, message: Message, direction: Direction, contents: Sequence[Tensor]) -> None:
         """Takes the pieces of an awaited message, each flat."""

@@ -25,7 +25,7 @@ from soaprl.runtime.distributed.runtime import initialize_distributed
 from soaprl.runtime.logical import LogicalRanks
 from soaprl.runtime.model_state import StateDict, input_tensors, module_tensors, tensors_of_state_dict
 from soaprl.runtime.optimization import MakeOptimizer, MakeSchedule, RankOptimizer
-from soaprl.runtime.program import BatchNorm, Block, CompileOptions, Program
+from soaprl.runtime.program import BatchNorm, Block, CompileOptions, Precision, Program
 from soaprl.runtime.rank import RankState
 from soaprl.runtime.stores import blocks_of
 from soaprl.strategy.strategy import Strategy
@@ -65,6 +65,7 @@ def initialize(
     schedule: MakeSchedule | None = None,
     max_gradient_norm: float | None = None,
     batch_norm: BatchNorm = "local",
+    precision: Precision = "stored",
     seed: int = 0,
     graph: OperatorGraph | None = None,
     executor: str = "logical",
@@ -83,6 +84,8 @@ def initialize(
         max_gradient_norm: Clips gradients to this norm of all of them.
         batch_norm: Whether batch normalization takes its statistics from each task's samples alone
             (``local``, as `DistributedDataParallel` does), or from the whole batch (``synchronized``).
+        precision: ``stored`` for arithmetic in the types of the model, ``bfloat16`` for what PyTorch's
+            autocast does; parameters, gradients and optimizer state stay in the types of the model.
         seed: Of dropout and other random numbers, which do not depend on the strategy.
         graph: The model's graph, where the caller has captured it.
         executor: ``logical``: all ranks in this process. ``distributed``: this process is the rank that
@@ -99,7 +102,9 @@ def initialize(
         raise unknown_name("executor", executor, _EXECUTORS)
     graph = graph or graph_of_model(model, inputs)
     fingerprint = graph_fingerprint(graph)
-    options = CompileOptions(batch_norm=batch_norm, clip_gradients=max_gradient_norm is not None)
+    options = CompileOptions(
+        batch_norm=batch_norm, clip_gradients=max_gradient_norm is not None, precision=precision
+    )
     num_ranks = None if devices is None else len(devices)
     if executor == "distributed":
         join_process_group(devices, timeout_s=timeout_s)

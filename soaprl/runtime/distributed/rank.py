@@ -108,7 +108,7 @@ class DistributedRank:
         Raises:
             ExecutionError: A rank failed.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), self.state.arithmetic():
             self._iterate(batch, seed, update, watch)
         self.num_iterations += 1
         return self.state.loss

@@ -31,7 +31,7 @@ from soaprl.runtime.distributed.groups import Groups
 from soaprl.runtime.distributed.runtime import initialize_distributed
 from soaprl.runtime.launch_job import Job, draw_batch, load_job, make_model, optimizer_maker, save_job
 from soaprl.runtime.program import CompileOptions
-from soaprl.strategy.strategy import OpConfig
+from soaprl.strategy.strategy import OpConfig, Strategy
 
 _POLL_S = 0.1
 _WARM_UP = 2
@@ -90,7 +90,7 @@ def run_strategies(
         _forget_cut_line(path)
         with tempfile.TemporaryDirectory(prefix="soaprl-runs-") as name:
             folder = Path(name)
-            save_job(folder, replace(job, configs=strategies[0]), graph)
+            save_job(folder, replace(job, strategy=Strategy(strategies[0])), graph)
             for number, configs in enumerate(strategies):
                 content = [[list(c.degrees), list(c.devices)] for c in configs]
                 (folder / f"strategy-{number}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -195,7 +195,7 @@ def _strategy(folder: Path, number: int) -> tuple[OpConfig, ...]:
 
 def _run(job: Job, graph: OperatorGraph, configs: tuple[OpConfig, ...], groups: Groups) -> list[float]:
     """Seconds of each iteration, warm-up aside, of the rank that took longest."""
-    job = replace(job, configs=configs)
+    job = replace(job, strategy=Strategy(configs))
     program = compile_program(
         graph,
         job.strategy,
