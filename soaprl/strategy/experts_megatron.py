@@ -21,6 +21,8 @@ look-up whose table cannot be cut by rows (GPT-2's, into which its sum with the 
 along the positions.
 """
 
+from dataclasses import dataclass
+
 from soaprl.cluster.cluster import Cluster
 from soaprl.graph.operators import Operator, OperatorGraph
 from soaprl.strategy.placing import Cut, Inapplicable, by_sample, placed, sample_cuts
@@ -39,17 +41,60 @@ def megatron(graph: OperatorGraph, cluster: Cluster, *, tensor_degree: int) -> S
             reason=f"expected a tensor degree of {legal} for {graph.name!r} on the {cluster.num_devices}"
             f" devices of {cluster.name!r}, found {tensor_degree}"
         )
-    return tensor_parallel(graph, cluster.num_devices, tensor_degree)
+    return TensorParallelism.of(graph).strategy(cluster.num_devices, tensor_degree)
 
 
 def megatron_degrees(graph: OperatorGraph, cluster: Cluster) -> tuple[int, ...] | Inapplicable:
     """The legal tensor degrees, ascending, or why the graph has none."""
-    return tensor_degrees(graph, cluster.num_devices)
+    return TensorParallelism.of(graph).degrees(cluster.num_devices)
 
 
-def tensor_degrees(graph: OperatorGraph, num_devices: int) -> tuple[int, ...] | Inapplicable:
-    """The legal tensor degrees on so many devices, ascending, or why the graph has none."""
-    groups = tensor_groups(graph)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorParallelism:
+    """What can be cut in a graph besides samples, found once for any number of devices.
+
+    Attributes:
+        graph: The graph.
+        groups: Its tensor groups.
+        tables: Its look-ups of tables, and the factor that runs over rows.
+    """
+
+    graph: OperatorGraph
+    groups: tuple[TensorGroup, ...]
+    tables: dict[int, int]
+
+    @classmethod
+    def of(cls, graph: OperatorGraph) -> "TensorParallelism":
+        """That of `graph`."""
+        return cls(graph=graph, groups=tensor_groups(graph), tables=lookups(graph))
+
+    def degrees(self, num_devices: int) -> tuple[int, ...] | Inapplicable:
+        """The legal tensor degrees on so many devices, ascending, or why the graph has none."""
+        return _degrees(self.graph, self.groups, num_devices)
+
+    def strategy(self, num_devices: int, tensor: int) -> Strategy:
+        """The strategy with a tensor degree that is legal, on devices 0 to `num_devices` - 1."""
+        graph = self.graph
+        groups = tuple(group for group in self.groups if _allows(graph, group, tensor))
+        cut = {index: factor for group in groups for index, factor in group.factors.items()}
+        tables = {
+            index: factor
+            for index, factor in self.tables.items()
+            if index not in cut and graph.operators[index].factors[factor].max_degree >= tensor
+        }
+        positions = position_factors(graph, groups)
+        factors = {**positions, **tables, **cut}
+        return Strategy(
+            tuple(
+                _config(operator, num_devices, tensor, factors.get(index, -1))
+                for index, operator in enumerate(graph.operators)
+            )
+        )
+
+
+def _degrees(
+    graph: OperatorGraph, groups: tuple[TensorGroup, ...], num_devices: int
+) -> tuple[int, ...] | Inapplicable:
     if not any(group.kind is GroupKind.ATTENTION for group in groups):
         return Inapplicable(
             reason=f"{graph.name!r} is no transformer: expected attention whose heads can be split, between"
@@ -69,25 +114,6 @@ def tensor_degrees(graph: OperatorGraph, num_devices: int) -> tuple[int, ...] | 
     return Inapplicable(
         reason=f"batch of {graph.batch_size} too small: on {n} devices with tensor degrees"
         f" {', '.join(str(t) for t in divisors)} expected at least {n // divisors[-1]} samples"
-    )
-
-
-def tensor_parallel(graph: OperatorGraph, num_devices: int, tensor: int) -> Strategy:
-    """The strategy with a tensor degree that is legal, on devices 0 to `num_devices` - 1."""
-    groups = tuple(group for group in tensor_groups(graph) if _allows(graph, group, tensor))
-    cut = {index: factor for group in groups for index, factor in group.factors.items()}
-    tables = {
-        index: factor
-        for index, factor in lookups(graph).items()
-        if index not in cut and graph.operators[index].factors[factor].max_degree >= tensor
-    }
-    positions = position_factors(graph, groups)
-    factors = {**positions, **tables, **cut}
-    return Strategy(
-        tuple(
-            _config(operator, num_devices, tensor, factors.get(index, -1))
-            for index, operator in enumerate(graph.operators)
-        )
     )
 
 

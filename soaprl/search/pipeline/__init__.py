@@ -1,10 +1,9 @@
 """Pipelines: contiguous stages on groups of devices, micro-batches, balanced by dynamic programming."""
 
+from soaprl.search.pipeline.making import Pipeline, pipelines
 from soaprl.search.pipeline.method import (
     ACCUMULATION,
     PIPELINE,
-    Pipeline,
-    pipelines,
     search_accumulation,
     search_pipeline,
 )

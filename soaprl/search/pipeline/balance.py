@@ -69,23 +69,24 @@ def balanced(costs: StageCosts) -> Cuts:
 def _cuts(costs: StageCosts, *, limited: bool) -> list[int] | None:
     """Positions from 0 to the number of operators, or None if nothing fits."""
     num_stages, n = costs.time_s.shape
-    ends = np.concatenate((np.zeros((num_stages, 1)), np.cumsum(costs.time_s, axis=1)), axis=1)
     held = np.concatenate(([0.0], np.cumsum(costs.held_bytes)))
     kept = np.concatenate(([0.0], np.cumsum(costs.kept_bytes)))
     best = np.full(n + 1, np.inf)
     best[0] = 0.0
     origin = np.zeros((num_stages, n + 1), np.int64)
+    empty = np.tri(n + 1, dtype=np.bool_).T
     for stage in range(num_stages):
-        load = held + costs.in_flight[stage] * kept
-        grown = np.full(n + 1, np.inf)
-        for stop in range(1, n + 1):
-            taken_s = ends[stage, stop] - ends[stage, :stop] + costs.receive_s[:stop]
-            slowest = np.maximum(best[:stop], taken_s)
-            if limited:
-                slowest[load[stop] - load[:stop] > costs.capacity_bytes[stage]] = np.inf
-            origin[stage, stop] = np.argmin(slowest)
-            grown[stop] = slowest[origin[stage, stop]]
-        best = grown
+        # Rows are where the stage ends, columns where it begins.
+        if stage == 0 or not np.array_equal(costs.time_s[stage], costs.time_s[stage - 1]):
+            ends = np.concatenate(([0.0], np.cumsum(costs.time_s[stage])))
+            taken_s = ends[:, None] - (ends - costs.receive_s)[None, :]
+            taken_s[empty] = np.inf
+        slowest = np.maximum(best[None, :], taken_s)
+        if limited:
+            load = held + costs.in_flight[stage] * kept
+            slowest[load[:, None] - load[None, :] > costs.capacity_bytes[stage]] = np.inf
+        origin[stage] = np.argmin(slowest, axis=1)
+        best = slowest[np.arange(n + 1), origin[stage]]
     if not np.isfinite(best[n]):
         return None
     cuts = [n]

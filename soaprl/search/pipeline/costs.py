@@ -1,7 +1,7 @@
 """What operators cost inside of a stage: the largest task of each, as the cost model sees it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,16 @@ from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import OpConfig
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """What the largest task of an operator costs; seconds are by device type."""
+
+    time_s: FloatArray
+    trained_bytes: int
+    frozen_bytes: int
+    kept_bytes: int
 
 
 class OperatorCosts:
@@ -29,30 +39,40 @@ class OperatorCosts:
         self.problem = problem
         self.graph = graph
         kinds: dict[object, int] = {}
-        self._kind = [kinds.setdefault(_shape(graph, op), len(kinds)) for op in graph.operators]
         self._kept = _outputs_kept(graph)
-        self._known: dict[tuple[int, tuple[int, ...]], tuple[FloatArray, float]] = {}
+        self._kind = [
+            kinds.setdefault((_shape(graph, op), *(a.tensor in self._kept for a in op.outputs)), len(kinds))
+            for op in graph.operators
+        ]
+        self._known: dict[tuple[int, tuple[int, ...]], _Cost] = {}
         self.crossing_bytes = _crossing_bytes(graph)
 
     def times_s(self, configs: Sequence[OpConfig]) -> FloatArray:
         """Forward and backward seconds of the largest task by device type and operator."""
-        return np.stack([self._costs(o, c.degrees)[0] for o, c in enumerate(configs)], axis=1)
+        return np.stack([self._costs(o, c.degrees).time_s for o, c in enumerate(configs)], axis=1)
 
     def held_bytes(self, configs: Sequence[OpConfig]) -> FloatArray:
         """Parameters with gradients and optimizer state that the largest task of each operator needs."""
-        return np.array([self._costs(o, c.degrees)[1] for o, c in enumerate(configs)], np.float64)
+        copies = 2 + self.problem.options.state_per_parameter_byte
+        costs = [self._costs(o, c.degrees) for o, c in enumerate(configs)]
+        return np.array([copies * c.trained_bytes + c.frozen_bytes for c in costs], np.float64)
+
+    def trained_bytes(self, configs: Sequence[OpConfig]) -> FloatArray:
+        """Gradients of parameters that the largest task of each operator computes."""
+        return np.array([self._costs(o, c.degrees).trained_bytes for o, c in enumerate(configs)], np.float64)
 
     def kept_bytes(self, configs: Sequence[OpConfig]) -> FloatArray:
         """Activations that the largest task of each operator keeps for its backward pass."""
-        return np.array([self._kept_by(o, c.degrees) for o, c in enumerate(configs)], np.float64)
+        return np.array([self._costs(o, c.degrees).kept_bytes for o, c in enumerate(configs)], np.float64)
 
-    def _costs(self, o: int, degrees: tuple[int, ...]) -> tuple[FloatArray, float]:
+    def _costs(self, o: int, degrees: tuple[int, ...]) -> "_Cost":
         key = (self._kind[o], degrees)
         if key not in self._known:
-            self._known[key] = self._asked(self.graph.operators[o], degrees)
+            self._known[key] = self._asked(o, degrees)
         return self._known[key]
 
-    def _asked(self, operator: Operator, degrees: tuple[int, ...]) -> tuple[FloatArray, float]:
+    def _asked(self, o: int, degrees: tuple[int, ...]) -> "_Cost":
+        operator = self.graph.operators[o]
         # The remainder of an uneven split goes to the first parts, so the first is the largest.
         box = part_box(operator.extents, degrees, 0)
         sizes = [
@@ -69,16 +89,19 @@ class OperatorCosts:
             self.problem.cost.task_time(self.graph, operator, shard, kind)
             for kind in self.problem.cluster.device_types
         ]
-        copies = 2 + self.problem.options.state_per_parameter_byte
-        held = sum(
-            size * (copies if self.graph.tensors[a.tensor].requires_grad else 1)
+        trained = sum(
+            size
             for a, size in zip(operator.parameters, sizes[1], strict=True)
+            if self.graph.tensors[a.tensor].requires_grad
         )
-        return np.array([t.forward_s + t.backward_s for t in times], np.float64), float(held)
+        return _Cost(
+            time_s=np.array([t.forward_s + t.backward_s for t in times], np.float64),
+            trained_bytes=trained,
+            frozen_bytes=sum(sizes[1]) - trained,
+            kept_bytes=self._kept_by(operator, box),
+        )
 
-    def _kept_by(self, o: int, degrees: tuple[int, ...]) -> float:
-        operator = self.graph.operators[o]
-        box = part_box(operator.extents, degrees, 0)
+    def _kept_by(self, operator: Operator, box: tuple[tuple[int, int], ...]) -> int:
         kept = sum(self._bytes(a, box) for a in operator.outputs if a.tensor in self._kept)
         if operator.has_backward:
             kept += sum(
@@ -88,7 +111,7 @@ class OperatorCosts:
             )
             extents = tuple(end - begin for begin, end in box)
             kept += round(evaluate_terms(operator.internal_saved_bytes, extents))
-        return float(kept)
+        return kept
 
     def _bytes(self, access: Access, box: tuple[tuple[int, int], ...]) -> int:
         size = self.graph.tensors[access.tensor].itemsize
