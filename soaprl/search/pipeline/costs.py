@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from soaprl.cost.model import Shard
 from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Access, Operator, OperatorGraph, TensorRole, evaluate_terms
+from soaprl.search.pipeline.moves import Moves
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import OpConfig
 
@@ -30,6 +31,10 @@ class OperatorCosts:
 
     Equal operators (a transformer's layers) with equal degrees are asked for once.
 
+    Attributes:
+        moves: What they send each other.
+        crossing_bytes: Activations that operators before a position make and later ones read, shape [n + 1].
+
     Args:
         problem: Of the whole batch.
         graph: Of one micro-batch.
@@ -44,6 +49,7 @@ class OperatorCosts:
             kinds.setdefault((_shape(graph, op), *(a.tensor in self._kept for a in op.outputs)), len(kinds))
             for op in graph.operators
         ]
+        self.moves = Moves(graph, self._kind)
         self._known: dict[tuple[int, tuple[int, ...]], _Cost] = {}
         self.crossing_bytes = _crossing_bytes(graph)
 

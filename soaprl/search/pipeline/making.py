@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.tables import ClusterTables, cluster_tables
+from soaprl.cost.transfers import all_reduce_time
 from soaprl.errors import GraphError
 from soaprl.graph.micro_batch import micro_batch
 from soaprl.graph.operators import OperatorGraph
@@ -73,6 +75,7 @@ def pipelines(problem: Problem) -> tuple[Pipeline, ...]:
     """
     graph, found = problem.graph, []
     refusal: GraphError | None = None
+    tables = cluster_tables(problem.cluster, paper=problem.options.paper)
     for number in _micro_batch_counts(graph, problem.cluster.num_devices):
         try:
             part = micro_batch(graph, number)
@@ -80,7 +83,9 @@ def pipelines(problem: Problem) -> tuple[Pipeline, ...]:
             refusal = error
             continue
         costs = OperatorCosts(problem, part)
-        found += [_pipeline(problem, costs, shape) for shape in _shapes(problem.cluster, part, number)]
+        found += [
+            _pipeline(problem, tables, costs, shape) for shape in _shapes(problem.cluster, part, number)
+        ]
     if not found and refusal is not None:
         raise refusal
     return tuple(sorted(found, key=lambda pipeline: (not pipeline.fits, pipeline.estimated_s)))
@@ -138,7 +143,7 @@ def _placements(cluster: Cluster, num_stages: int, tensor: int) -> list[IntArray
     return [consecutive, apart.transpose(1, 0, 2).reshape(num_stages, -1)]
 
 
-def _pipeline(problem: Problem, costs: OperatorCosts, shape: _Shape) -> Pipeline:
+def _pipeline(problem: Problem, tables: ClusterTables, costs: OperatorCosts, shape: _Shape) -> Pipeline:
     cuts = balanced(_stage_costs(problem, costs, shape))
     places = [row.tolist() for row in shape.devices]
     configs = tuple(
@@ -150,7 +155,8 @@ def _pipeline(problem: Problem, costs: OperatorCosts, shape: _Shape) -> Pipeline
         strategy=Strategy(configs, micro_batches=number, schedule=Schedule.ONE_F_ONE_B, stages=cuts.stages),
         num_stages=num_stages,
         tensor_degree=shape.tensor_degree,
-        estimated_s=(number + num_stages - 1) * cuts.slowest_s + _after_s(problem, costs, shape, cuts),
+        estimated_s=(number + num_stages - 1) * cuts.slowest_s
+        + _after_s(problem, tables, costs, shape, cuts),
         fits=cuts.fits,
     )
 
@@ -159,6 +165,9 @@ def _stage_costs(problem: Problem, costs: OperatorCosts, shape: _Shape) -> Stage
     cluster, (num_stages, width) = problem.cluster, shape.devices.shape
     types = [sorted({cluster.devices[d].type for d in row}) for row in shape.devices.tolist()]
     by_type = costs.times_s(shape.inside)
+    # What is received in a forward pass, and as much in the backward pass.
+    moved = 2 * costs.moves.received_bytes(shape.inside, width)
+    seconds_per_byte = np.array([_from_others(cluster, row) for row in shape.devices.tolist()])
     receive_s = np.zeros(len(shape.inside) + 1)
     if num_stages > 1:
         # A stage's devices each receive their share, and send back a gradient of the same size.
@@ -166,7 +175,7 @@ def _stage_costs(problem: Problem, costs: OperatorCosts, shape: _Shape) -> Stage
         narrowest = min(_bandwidth(cluster, a, b) for a, b in pairwise(first))
         receive_s[1:] = 2 * costs.crossing_bytes[1:] / (width * narrowest)
     return StageCosts(
-        time_s=np.stack([by_type[kinds].max(axis=0) for kinds in types]),
+        time_s=np.stack([by_type[kinds].max(axis=0) for kinds in types]) + seconds_per_byte @ moved.T,
         receive_s=receive_s,
         held_bytes=costs.held_bytes(shape.inside),
         kept_bytes=costs.kept_bytes(shape.inside),
@@ -177,8 +186,10 @@ def _stage_costs(problem: Problem, costs: OperatorCosts, shape: _Shape) -> Stage
     )
 
 
-def _after_s(problem: Problem, costs: OperatorCosts, shape: _Shape, cuts: Cuts) -> float:
-    """What a ring all-reduce inside of the stages, beyond the last backward pass, and the update add."""
+def _after_s(
+    problem: Problem, tables: ClusterTables, costs: OperatorCosts, shape: _Shape, cuts: Cuts
+) -> float:
+    """What sums of gradients inside of the stages, beyond the last backward pass, and updates add."""
     cluster, (num_stages, width) = problem.cluster, shape.devices.shape
     num_replicas = width // shape.tensor_degree
     trained = np.bincount(cuts.stages, costs.trained_bytes(shape.inside), num_stages)
@@ -187,12 +198,16 @@ def _after_s(problem: Problem, costs: OperatorCosts, shape: _Shape, cuts: Cuts) 
         kind = cluster.device_types[cluster.devices[row[0]].type]
         taken_s = problem.cost.update_time(int(trained[stage]), kind)
         if num_replicas > 1:
-            ring = [*row[:: shape.tensor_degree], row[0]]
-            narrowest = min(_bandwidth(cluster, a, b) for a, b in pairwise(ring))
-            reduce_s = 2 * (num_replicas - 1) / num_replicas * float(trained[stage]) / narrowest
+            replicas = row[:: shape.tensor_degree]
+            reduce_s = all_reduce_time(tables, replicas, float(trained[stage])).time_s
             taken_s += max(0.0, reduce_s - _BACKWARD_SHARE * cuts.slowest_s)
         longest_s = max(longest_s, taken_s)
     return longest_s
+
+
+def _from_others(cluster: Cluster, row: list[int]) -> list[float]:
+    """Seconds to send a byte from each device of a stage to its first."""
+    return [0.0 if device == row[0] else 1 / _bandwidth(cluster, device, row[0]) for device in row]
 
 
 def _bandwidth(cluster: Cluster, source: int, target: int) -> float:
