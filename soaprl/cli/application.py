@@ -20,6 +20,7 @@ from soaprl import __version__
 from soaprl.cli.clusters import clusters
 from soaprl.cli.compare import compare
 from soaprl.cli.demo import demo
+from soaprl.cli.evaluate import evaluate
 from soaprl.cli.export import export
 from soaprl.cli.methods import methods
 from soaprl.cli.models import models
@@ -28,6 +29,7 @@ from soaprl.cli.profile import profile
 from soaprl.cli.run import run as run_command
 from soaprl.cli.search import search
 from soaprl.cli.simulate import simulate
+from soaprl.cli.train import train
 from soaprl.cli.validate import validate
 from soaprl.errors import SoaprlError
 
@@ -43,7 +45,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, clusters, methods, simulate, search, compare, profile, validate, export, demo):
+COMMANDS = (
+    models,
+    clusters,
+    methods,
+    simulate,
+    search,
+    compare,
+    train,
+    evaluate,
+    profile,
+    validate,
+    export,
+    demo,
+)
+for command in COMMANDS:
     app.command()(command)
 app.command(name="run")(run_command)
 

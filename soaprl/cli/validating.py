@@ -15,6 +15,7 @@ import numpy as np
 from soaprl.atomic import make_folder, write_text_atomic
 from soaprl.cli.comparing import chosen_methods
 from soaprl.cli.inputs import Execution, ModelChoice, Prepared, prepare
+from soaprl.cli.known import known_method
 from soaprl.cli.output import print_json, print_table, progress_bar, say
 from soaprl.cli.searching import make_budget, ready_simulator, run_method
 from soaprl.errors import ExecutionError, SearchError, SoaprlError, StrategyError
@@ -95,7 +96,7 @@ def run_validation(plan: Plan) -> Validation:
         SoaprlError: A model, the cluster or a method is wrong; a process fails; the folder cannot be written.
     """
     make_folder(plan.folder)
-    names = chosen_methods(plan.methods)
+    names = [method.name for method in chosen_methods(plan.methods)]
     points: list[Point] = []
     agreements, cost_model = [], ""
     for word in plan.models:
@@ -125,7 +126,9 @@ def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan:
     found: dict[Strategy, str] = {}
     for name in names:
         try:
-            result = run_method(simulator, name, make_budget(plan.budget_evaluations, None), seed=plan.seed)
+            result = run_method(
+                simulator, known_method(name), make_budget(plan.budget_evaluations, None), seed=plan.seed
+            )
         except (SearchError, StrategyError) as error:
             say(f"soaprl: {name} is left out: {error}")
             continue

@@ -52,11 +52,13 @@ class RoundSection(Section):
         problems: Training problems of the round.
         validation: Problems of which the rows are only looked at.
         steps: Steps of imitation on the rows of all rounds so far.
+        only: Problems whose names begin with one of these; none: all. For a curriculum.
     """
 
     problems: Positive
     validation: Positive = 4
     steps: Positive
+    only: tuple[str, ...] = ()
 
 
 class ImitationSection(Section):
@@ -78,7 +80,8 @@ class PpoSection(Section):
 
     Attributes:
         timesteps: Decisions in all.
-        problems: Problems at a time.
+        problems: How many problems.
+        only: Problems whose names begin with one of these; none: all.
         samples: Episodes of each problem side by side, of which each is compared with the others' mean.
         epochs: Passes over what was collected.
         batch: Decisions in a step.
@@ -89,6 +92,7 @@ class PpoSection(Section):
 
     timesteps: Annotated[int, Field(ge=0)] = 0
     problems: Positive = 4
+    only: tuple[str, ...] = ("synthetic-",)
     samples: Positive = 8
     epochs: Positive = 3
     batch: Positive = 512

@@ -1,0 +1,212 @@
+"""Statistics of an evaluation.
+
+As Agarwal et al. recommend (Deep Reinforcement Learning at the Edge of the Statistical Precipice, 2021). The
+*score* of a run at a budget is (best time known for the problem) / (its best time): 1 is as good as anything
+that any method found, 0 nothing that fits in memory. Aggregates are interquartile means over problems and
+seeds with 95% intervals from a bootstrap stratified by problem (rliable). `ratio` is the geometric mean
+over problems and seeds of (the method's time / that of the reference method with the same seed and budget),
+over those where both found something that fits.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, inf, isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rliable import library, metrics
+
+from soaprl_agents.evaluation.runs import DEPENDS_ON_BUDGET, EvaluationPlan, Record
+
+FloatArray = NDArray[np.float64]
+
+_REPETITIONS = 2_000
+_PROFILE_AT = np.linspace(0.5, 1.0, 51)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A method at a budget.
+
+    Attributes:
+        method: The method.
+        budget: Evaluations.
+        iqm: Interquartile mean of the scores.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        optimality_gap: Mean of what the scores lack of 1.
+        ratio: Geometric mean of its time over the reference's; None where nothing compares.
+        wins: Probability that it is faster than the reference on a problem, ties counting half.
+        speed_up: Geometric mean of its speed-up over data parallelism, where both fit.
+        seconds: Mean search time up to the budget.
+    """
+
+    method: str
+    budget: int
+    iqm: float
+    low: float
+    high: float
+    optimality_gap: float
+    ratio: float | None
+    wins: float | None
+    speed_up: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """All methods at all budgets.
+
+    Attributes:
+        reference: The method that `Cell.ratio` compares with.
+        cells: By method, then by budget.
+        profiles: For each method the share of runs with at least each of the scores `profile_at`, at the
+            largest budget.
+        profile_at: Scores.
+        problems: The problems.
+        seeds: The seeds.
+    """
+
+    reference: str
+    cells: tuple[Cell, ...]
+    profiles: dict[str, list[float]]
+    profile_at: list[float]
+    problems: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        names = Cell.__dataclass_fields__
+        return {
+            "reference": self.reference,
+            "problems": list(self.problems),
+            "seeds": list(self.seeds),
+            "cells": [{name: getattr(cell, name) for name in names} for cell in self.cells],
+            "profiles": self.profiles,
+            "profile_at": self.profile_at,
+        }
+
+
+class Times:
+    """Best times by method and budget, each of shape [seeds, problems]; infinite where nothing fitted."""
+
+    def __init__(self, plan: EvaluationPlan, records: Sequence[Record]) -> None:
+        self.plan = plan
+        self._known = {(r.problem, r.method, r.seed, r.budget): r for r in records}
+        names = plan.problems.names
+        best = [min(min(r.best_s, default=inf) for r in records if r.problem == name) for name in names]
+        self.best = np.array(best)
+
+    def applies(self, method: str) -> bool:
+        """Whether a method ran on any problem."""
+        return any(r.method == method and not r.skipped for r in self._known.values())
+
+    def at(self, method: str, budget: int) -> FloatArray:
+        """Best times after `budget` evaluations."""
+        return self._table(method, budget, lambda record: record.best_at(budget))
+
+    def seconds(self, method: str, budget: int) -> float:
+        """Mean search time until `budget` evaluations; of the whole run if it knows no better."""
+        found = self._table(method, budget, lambda r: r.search_time_s * min(1.0, budget / r.budget))
+        return float(found[np.isfinite(found)].mean())
+
+    def _table(self, method: str, budget: int, value: Any) -> FloatArray:
+        plan, most = self.plan, max(self.plan.budgets)
+        iterative = plan.methods[method].iterative
+        rows = []
+        for seed in plan.seeds:
+            row = []
+            for name in plan.problems.names:
+                allowed = budget if method in DEPENDS_ON_BUDGET else most
+                record = self._known[name, method, seed if iterative else plan.seeds[0], allowed]
+                row.append(np.inf if record.skipped else value(record))
+            rows.append(row)
+        return np.array(rows)
+
+
+def summarize(plan: EvaluationPlan, records: Sequence[Record], *, reference: str = "mcmc") -> Summary:
+    """Statistics of the runs of a plan."""
+    times = Times(plan, records)
+    methods = [name for name in plan.methods if times.applies(name)]
+    cells = [cell for name in methods for cell in _cells(times, name, reference)]
+    most = max(plan.budgets)
+    profiles = {name: _profile(_scores(times, name, most)) for name in methods}
+    return Summary(
+        reference=reference,
+        cells=tuple(cells),
+        profiles=profiles,
+        profile_at=_PROFILE_AT.tolist(),
+        problems=plan.problems.names,
+        seeds=plan.seeds,
+    )
+
+
+def _cells(times: Times, method: str, reference: str) -> list[Cell]:
+    budgets = times.plan.budgets
+    scores = {str(budget): _scores(times, method, budget) for budget in budgets}
+    points, intervals = _estimates(scores)
+    found = []
+    for budget in budgets:
+        own = times.at(method, budget)
+        other = times.at(reference, budget) if reference in times.plan.methods else own
+        start = times.at("data-parallel", budget) if "data-parallel" in times.plan.methods else own
+        key = str(budget)
+        found.append(
+            Cell(
+                method=method,
+                budget=budget,
+                iqm=float(points[key][0]),
+                low=float(intervals[key][0, 0]),
+                high=float(intervals[key][1, 0]),
+                optimality_gap=float(points[key][1]),
+                ratio=geometric_mean(own, other),
+                wins=_wins(own, other),
+                speed_up=geometric_mean(start, own),
+                seconds=times.seconds(method, budget),
+            )
+        )
+    return found
+
+
+def _estimates(scores: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Interquartile mean and optimality gap for each table [seeds, problems], and their intervals [2, 2]."""
+    with warnings.catch_warnings():
+        # rliable hands its generator on in a way that the library below it calls deprecated.
+        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+        found: tuple[dict[str, FloatArray], dict[str, FloatArray]] = library.get_interval_estimates(
+            scores,
+            lambda table: np.array([metrics.aggregate_iqm(table), metrics.aggregate_optimality_gap(table)]),
+            reps=_REPETITIONS,
+            random_state=np.random.RandomState(0),  # what rliable takes
+        )
+    return found
+
+
+def _scores(times: Times, method: str, budget: int) -> FloatArray:
+    """Scores [seeds, problems]."""
+    own = times.at(method, budget)
+    return np.where(np.isfinite(own), times.best / own, 0.0)
+
+
+def geometric_mean(own: FloatArray, other: FloatArray) -> float | None:
+    """Of own / other where both are finite; None if nowhere."""
+    both = np.isfinite(own) & np.isfinite(other)
+    if not both.any():
+        return None
+    mean = float(np.log(own[both] / other[both]).mean())
+    assert isfinite(mean), "times are above 0"
+    return exp(mean)
+
+
+def _wins(own: FloatArray, other: FloatArray) -> float | None:
+    either = np.isfinite(own) | np.isfinite(other)
+    if not either.any():
+        return None
+    faster, equal = (own < other)[either], (own == other)[either]
+    return float(faster.mean() + 0.5 * equal.mean())
+
+
+def _profile(scores: FloatArray) -> list[float]:
+    return [float((scores >= at - 1e-12).mean()) for at in _PROFILE_AT]

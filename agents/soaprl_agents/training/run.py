@@ -1,0 +1,246 @@
+"""A training from its recipe: lessons, imitation, more lessons, reinforcement learning, a checkpoint.
+
+A folder holds all of it:
+
+    recipe.json         the recipe; a folder goes on with the recipe that it began with
+    lessons/R-NNN.npz   rows of problem NNN of round R
+    R/learner.pt        the state of imitation in round R
+    ppo/                the state of reinforcement learning
+    curves/             TensorBoard
+    model.safetensors, config.json, README.md    the checkpoint, written after every stage
+
+Everything is a function of the recipe. It can be killed at any time: run again on the same folder it goes on,
+and loses at most the problem being taught, or the steps since the last save.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from soaprl_agents.checkpoints import Checkpoint, feature_config, save_checkpoint
+from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.training.collect import Lesson, collect
+from soaprl_agents.training.curves import Curves
+from soaprl_agents.training.imitation import draw_rows, row_losses
+from soaprl_agents.training.learner import Learner, new_learner, seeded
+from soaprl_agents.training.lessons import Lessons
+from soaprl_agents.training.recipe import Recipe, RoundSection
+from soaprl_envs.arena import ArenaPool
+from soaprl_envs.problems import FixedProblems, ProblemGenerator, load_suite
+from soaprl_envs.spaces import limits_for
+
+from soaprl.atomic import make_folder, write_text_atomic
+from soaprl.errors import PolicyError
+from soaprl.simulator.problem import Problem
+
+_SAVE_EVERY, _LOG_EVERY = 200, 50
+
+
+class Say(Protocol):
+    """Is told what the training does."""
+
+    def __call__(self, what: str, done: float, status: str, /) -> None:
+        """`done` is the share of `what` that is done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A training under way.
+
+    Attributes:
+        recipe: What to do.
+        folder: Where.
+        problems: What is trained on.
+        validation: What is looked at.
+        say: Told about progress.
+    """
+
+    recipe: Recipe
+    folder: Path
+    problems: ProblemGenerator
+    validation: ProblemGenerator
+    say: Say
+
+
+def open_training(folder: Path, recipe: Recipe | None, say: Say) -> Training:
+    """The training in `folder`, begun with `recipe` or gone on with the recipe that is there.
+
+    Raises:
+        PolicyError: See `keep_recipe`.
+        SoaprlError: There is no such suite.
+    """
+    kept = keep_recipe(folder, recipe)
+    suites = load_suite(kept.suite), load_suite(kept.validation)
+    return Training(
+        recipe=kept, folder=folder, problems=suites[0].problems, validation=suites[1].problems, say=say
+    )
+
+
+def keep_recipe(folder: Path, recipe: Recipe | None) -> Recipe:
+    """The recipe of the training in `folder`, which `recipe` begins if there is none.
+
+    Raises:
+        PolicyError: `folder` has been begun with another recipe, or has none and none is given.
+        OutputError: The folder cannot be written.
+    """
+    path = folder / "recipe.json"
+    if not path.is_file():
+        if recipe is None:
+            raise PolicyError(
+                f"{folder}: expected a training to resume, found no {path.name}. Name its folder."
+            )
+        make_folder(folder)
+        write_text_atomic(path, recipe.model_dump_json(indent=2) + "\n")
+        return recipe
+    try:
+        found = Recipe.model_validate_json(path.read_text())
+    except ValueError as error:
+        raise PolicyError(f"{path}: damaged recipe: {error}. Begin in another folder.") from error
+    if recipe is not None and recipe != found:
+        raise PolicyError(
+            f"{folder}: expected the recipe {found.name!r} that the training here began with, found another."
+            " Name another folder with --out, or leave the recipe out and --resume."
+        )
+    return found
+
+
+def imitate(training: Training) -> PolicyNetwork:
+    """All rounds of lessons and imitation; the network that comes of them."""
+    recipe = training.recipe
+    with seeded(recipe.seed):
+        network = PolicyNetwork(feature_config(**recipe.network.model_dump()))
+    known: list[Lessons] = []
+    looked_at: list[Lessons] = []
+    taught: PolicyNetwork | None = None
+    with Curves(training.folder / "curves") as curves:
+        for number, section in enumerate(recipe.rounds):
+            found = list(_collected(training, number, section, taught))
+            looked_at += found[: section.validation]
+            known += found[section.validation :]
+            learner = new_learner(network, num_steps=section.steps, rate=recipe.imitation.rate)
+            _learn(training, number, learner, known, looked_at, curves)
+            taught = network = learner.average
+            _save(training, network, f"after round {number + 1} of imitation")
+    return network
+
+
+def _collected(
+    training: Training, number: int, section: RoundSection, network: PolicyNetwork | None
+) -> Iterator[Lessons]:
+    """The lessons of a round, those for validation first."""
+    folder = training.folder / "lessons"
+    make_folder(folder)
+    total = section.validation + section.problems
+    for index in range(total):
+        name, make = planned(training, number, index)
+        training.say(f"lessons {number + 1}", index / total, f"{name}, {index + 1} of {total}")
+        seed = training.recipe.seed * 1_000_000 + number * 10_000 + index
+        lesson = Lesson(make, seed, folder / f"{number}-{index:03d}.npz")
+        yield collect(lesson, training.recipe.teaching, network)
+
+
+def planned(training: Training, number: int, index: int) -> tuple[str, Callable[[], Problem]]:
+    """Name and maker of lesson `index` of round `number`; those for validation come first.
+
+    Problems come in a random order, each of those of a round once before any comes twice.
+    """
+    rounds = training.recipe.rounds
+    validates = index < rounds[number].validation
+    source = training.validation if validates else training.problems
+    before = sum(one.validation if validates else one.problems for one in rounds[:number])
+    place = before + index - (0 if validates else rounds[number].validation)
+    order = _in_order(source, rounds[number].only, (training.recipe.seed, int(validates)))
+    which = order[place % len(order)]
+    return source.names[which], partial(source.problem, which)
+
+
+def _in_order(source: ProblemGenerator, only: tuple[str, ...], seed: tuple[int, int]) -> list[int]:
+    """The numbers of problems whose names begin with one of `only` (none: all), in a random order."""
+    known = [which for which, name in enumerate(source.names) if name.startswith(only or ("",))]
+    if not known:
+        raise PolicyError(f"recipe: expected problems whose names begin with one of {only}, found none.")
+    found: list[int] = np.random.default_rng(seed).permutation(known).tolist()
+    return found
+
+
+def _learn(
+    training: Training,
+    number: int,
+    learner: Learner,
+    known: Sequence[Lessons],
+    looked_at: Sequence[Lessons],
+    curves: Curves,
+) -> None:
+    """The steps of a round."""
+    folder, settings = training.folder / str(number), training.recipe.imitation
+    make_folder(folder)
+    learner.restore(folder)
+    offset = sum(section.steps for section in training.recipe.rounds[:number])
+    while learner.step < learner.num_steps:
+        rng = np.random.default_rng((training.recipe.seed, 2, number, learner.step))
+        rows = draw_rows(known, rng, num_problems=settings.problems, rows_each=settings.rows)
+        losses = row_losses(learner.network, rows)
+        learner.update(losses.loss.mean())
+        if learner.step % _LOG_EVERY == 0:
+            curves.rows("imitation", losses, rows, offset + learner.step)
+            status = f"regret {losses.regret.mean().item():.4f}"
+            training.say(f"imitation {number + 1}", learner.step / learner.num_steps, status)
+        if learner.step % _SAVE_EVERY == 0 or learner.step == learner.num_steps:
+            learner.save(folder)
+            with evaluating(learner.average):
+                shown = draw_rows(looked_at, rng, num_problems=4, rows_each=256)
+                curves.rows("valid", row_losses(learner.average, shown), shown, offset + learner.step)
+            _save(training, learner.average, f"step {learner.step} of round {number + 1}")
+
+
+def _save(training: Training, network: PolicyNetwork, stage: str) -> None:
+    trained = {"recipe": training.recipe.model_dump(mode="json"), "stage": stage}
+    save_checkpoint(training.folder, Checkpoint(network=network, name=training.recipe.name, training=trained))
+
+
+@contextmanager
+def evaluating(network: PolicyNetwork) -> Iterator[None]:
+    """Inside, `network` is looked at, not trained."""
+    network.eval()
+    with torch.inference_mode():
+        yield
+
+
+def train(training: Training) -> Path:
+    """All stages of a training, and its checkpoint: the folder of `training`.
+
+    Raises:
+        PolicyError: Something in the folder is damaged or belongs to another training.
+        OutputError: The folder cannot be written.
+    """
+    recipe = training.recipe
+    network = imitate(training)
+    if recipe.ppo.timesteps:
+        network = _reinforced(training, network)
+        _save(training, network, f"after {recipe.ppo.timesteps} decisions of reinforcement learning")
+    return training.folder
+
+
+def _reinforced(training: Training, network: PolicyNetwork) -> PolicyNetwork:
+    # stable-baselines3 takes a second to import: only where it is used.
+    from soaprl_agents.reinforcement import reinforce
+
+    recipe, known = training.recipe, training.problems
+    section = recipe.ppo
+    chosen = _in_order(known, section.only, (recipe.seed, 3))[: section.problems]
+    problems = FixedProblems([known.problem(number) for number in chosen])
+    pool = ArenaPool(problems, limits_for([problems.problem(n) for n in range(len(chosen))]))
+    return reinforce(
+        network,
+        pool,
+        section,
+        seed=recipe.seed,
+        folder=training.folder / "ppo",
+        say=lambda done, reward: training.say("reinforcement", done, f"log speed-up {reward:.4f}"),
+    )

@@ -1,0 +1,71 @@
+"""`soaprl train`: train a policy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soaprl.cli.arguments import Json
+from soaprl.cli.output import INTERRUPTED, print_json, progress_bar, say
+
+DEFAULT_RECIPE = "generalist"
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="A recipe that comes with soaprl, or a YAML file. Default: generalist."
+        ),
+    ] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            "--timesteps", min=0, help="Decisions of reinforcement learning, instead of the recipe's."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the training. Default: out/RECIPE.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the training in this folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a policy by a recipe: lessons of a teacher, imitation, reinforcement learning.
+
+    It can be ended at any time; the same command, or --resume, goes on.
+    """
+    from soaprl_agents.training.recipe import Recipe, load_recipe
+    from soaprl_agents.training.run import open_training
+    from soaprl_agents.training.run import train as run_training
+
+    from soaprl.errors import PolicyError
+
+    if resume is not None and (recipe or out or timesteps is not None):
+        raise PolicyError(
+            f"--resume goes on as {resume} was begun: leave --recipe, --out and --timesteps out."
+        )
+    wanted: Recipe | None = None
+    if resume is None:
+        wanted = load_recipe(recipe or DEFAULT_RECIPE)
+        if timesteps is not None:
+            wanted = wanted.model_copy(update={"ppo": wanted.ppo.model_copy(update={"timesteps": timesteps})})
+    folder = resume or out or Path("out") / (wanted.name if wanted else "")
+    with progress_bar() as display:
+        bars: dict[str, int] = {}
+
+        def listen(what: str, done: float, status: str) -> None:
+            if what not in bars:
+                bars[what] = display.add_task(what, total=1.0, status="")
+            display.update(bars[what], completed=done, status=status)  # type: ignore[arg-type]
+
+        training = open_training(folder, wanted, listen)
+        try:
+            run_training(training)
+        except KeyboardInterrupt:
+            say(f"soaprl: to go on: soaprl train --resume {folder}")
+            raise typer.Exit(INTERRUPTED) from None
+    say(f"soaprl: wrote the policy to {folder}; use it with --method policy --policy {folder}")
+    if as_json:
+        print_json({"policy": str(folder), "recipe": training.recipe.model_dump(mode="json")})

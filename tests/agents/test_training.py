@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from soaprl_agents.checkpoints import feature_config, load_checkpoint
+from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.training.imitation import draw_rows, row_losses, targets
+from soaprl_agents.training.learner import new_learner, seeded
+from soaprl_agents.training.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+from soaprl_agents.training.run import Training, keep_recipe, planned, train
+from soaprl_envs.problems import FixedProblems
+
+from soaprl.errors import PolicyError, UnknownNameError
+from tests.agents.networks import larger_problem, small_problem
+
+RECIPE = """
+name: toy
+network: {hidden: 16, rounds: 1, device_rounds: 1}
+teaching: {evaluations: 400}
+rounds:
+  - {problems: 1, validation: 1, steps: 60}
+  - {problems: 1, validation: 1, steps: 50}
+imitation: {rate: 0.003, problems: 2, rows: 32}
+ppo: {timesteps: 150, problems: 1, samples: 2, only: []}
+"""
+
+
+def training(folder: Path, recipe: Recipe | None = None, *, said: list[str] | None = None) -> Training:
+    kept = keep_recipe(folder, recipe or parse_recipe(RECIPE, "here"))
+    return Training(
+        recipe=kept,
+        folder=folder,
+        problems=FixedProblems([larger_problem(), small_problem()]),
+        validation=FixedProblems([small_problem(), larger_problem()]),
+        say=lambda what, done, status: said.append(what) if said is not None else None,
+    )
+
+
+def test_a_target_prefers_the_best_shares_among_equals_and_leaves_nothing_to_the_hopeless() -> None:
+    found = targets(torch.tensor([[0.0, 0.0, 0.5, torch.inf], [0.3, 0.0, 0.4, 0.5]]))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+    assert found[0, 0] == found[0, 1] == pytest.approx(0.5, abs=1e-4)
+    assert found[0, 3] == 0.0
+    assert found[1].argmax() == 1
+    assert found[1, 1] > 0.99
+
+
+def test_a_row_of_tiny_differences_is_taught_as_sharply_as_one_of_large_ones() -> None:
+    large = torch.tensor([[0.0, 0.1, 0.2, 0.3]])
+    torch.testing.assert_close(targets(large / 5), targets(large / 2), rtol=1e-3, atol=1e-3)
+
+
+def test_a_whole_training_learns_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = train(training(tmp_path, said=said))
+    assert {"lessons 1", "imitation 1", "lessons 2", "imitation 2", "reinforcement"} <= set(said)
+    found = load_checkpoint(folder)
+    assert found.name == "toy"
+    assert found.training["recipe"]["teaching"]["evaluations"] == 400
+    assert sorted(path.name for path in (folder / "lessons").iterdir()) == [
+        f"{number}-{index:03d}.npz" for number in (0, 1) for index in (0, 1)
+    ]
+    assert any((folder / "curves").iterdir())
+
+
+def test_a_training_that_is_run_again_changes_nothing(tmp_path: Path) -> None:
+    recipe = parse_recipe(RECIPE.replace("timesteps: 150", "timesteps: 0"), "here")
+    first = load_checkpoint(train(training(tmp_path, recipe))).network.state_dict()
+    again = load_checkpoint(train(training(tmp_path, recipe))).network.state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+
+
+def test_imitation_learns_the_rows(tmp_path: Path) -> None:
+    from soaprl_agents.training.collect import teach
+    from soaprl_agents.training.recipe import TeachingSection
+
+    lessons = [teach(larger_problem(), TeachingSection(evaluations=1000), 0)]
+    with seeded(0):
+        learner = new_learner(PolicyNetwork(feature_config(hidden=16)), num_steps=150, rate=5e-3)
+    rng = np.random.default_rng(0)
+    rows = draw_rows(lessons, rng, num_problems=1, rows_each=128)
+    with torch.inference_mode():
+        before = row_losses(learner.network, rows)
+    for _ in range(150):
+        losses = row_losses(learner.network, draw_rows(lessons, rng, num_problems=1, rows_each=64))
+        learner.update(losses.loss.mean())
+    with torch.inference_mode():
+        after = row_losses(learner.average, rows)
+    assert after.loss.mean() < 0.6 * before.loss.mean()
+    assert after.regret.mean() < 0.3 * before.regret.mean()
+
+
+def test_a_learner_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    def learned(steps: int, folder: Path) -> PolicyNetwork:
+        with seeded(0):
+            learner = new_learner(PolicyNetwork(feature_config(hidden=16)), num_steps=8, rate=1e-2)
+        learner.restore(folder)
+        while learner.step < steps:
+            weight = learner.network.score.weight
+            learner.update(((weight - learner.step) ** 2).sum())
+        learner.save(folder)
+        return learner.average
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "halves").mkdir()
+    whole = learned(8, tmp_path / "whole")
+    learned(4, tmp_path / "halves")
+    halves = learned(8, tmp_path / "halves")
+    assert torch.equal(whole.score.weight, halves.score.weight)
+
+
+def test_problems_take_turns_and_rounds_of_a_curriculum_choose_theirs(tmp_path: Path) -> None:
+    plan = training(tmp_path)
+    names = [planned(plan, number, 1)[0] for number in (0, 1)]
+    assert len(set(names)) == 2, "each problem comes once before any comes twice"
+    only = parse_recipe(RECIPE.replace("steps: 60}", "steps: 60, only: ['9:']}"), "here")
+    with pytest.raises(PolicyError, match="expected problems whose names begin with"):
+        planned(training(tmp_path / "other", only), 0, 1)
+
+
+def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
+    recipe = parse_recipe(RECIPE, "here")
+    assert keep_recipe(tmp_path, recipe) == keep_recipe(tmp_path, None) == recipe
+    with pytest.raises(PolicyError, match="Name another folder"):
+        keep_recipe(tmp_path, recipe.model_copy(update={"seed": 5}))
+    with pytest.raises(PolicyError, match="expected a training to resume"):
+        keep_recipe(tmp_path / "empty", None)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_recipes_that_come_with_soaprl_are_valid(name: str) -> None:
+    assert load_recipe(name).rounds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x", "rounds: Field required"),
+        (RECIPE + "more: 1", "more: Extra inputs"),
+        (RECIPE.replace("hidden: 16", "hidden: 0"), "network.hidden: .* found 0"),
+        ("a: [", "expected YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_an_error_that_says_where(text: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        parse_recipe(text, "recipe.yaml")
+
+
+def test_an_unknown_recipe_is_an_error() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'generalist'"):
+        load_recipe("generalists")
