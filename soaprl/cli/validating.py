@@ -132,7 +132,10 @@ def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan:
         except (SearchError, StrategyError) as error:
             say(f"soaprl: {name} is left out: {error}")
             continue
-        found.setdefault(Strategy(result.strategy.configs), name)
+        if _runs(prepared, result.strategy):
+            found.setdefault(result.strategy, name)
+        else:
+            say(f"soaprl: {name} is left out: the runtime cannot run what it found")
     for strategy, kind in islice(_random(prepared, plan.seed), _DRAWS * plan.num_strategies):
         if len(found) >= plan.num_strategies:
             break
@@ -181,7 +184,7 @@ def _job(prepared: Prepared, plan: Plan, strategy: Strategy) -> "Job":
         model=prepared.choice.name,
         options=dict(prepared.choice.options),
         batch_size=problem.graph.batch_size,
-        strategy=Strategy(strategy.configs),
+        strategy=strategy,
         num_ranks=problem.cluster.num_devices,
         optimizer=optimizer,
         learning_rate=LEARNING_RATES[optimizer],
@@ -196,12 +199,12 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
 
     graph = prepared.problem.graph
     job = _job(prepared, plan, chosen[0].strategy)
-    configs = [c.strategy.configs for c in chosen]
+    strategies = [c.strategy for c in chosen]
     # Runs of other strategies, batches or steps must not be taken for these.
-    content = repr((job, configs)).encode()
+    content = repr((job, strategies)).encode()
     name = f"{_file_name(graph.name)}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     with _shown(graph.name) as listen:
-        runs = run_strategies(job, graph, configs, plan.folder / name, repeats=plan.repeats, listen=listen)
+        runs = run_strategies(job, graph, strategies, plan.folder / name, repeats=plan.repeats, listen=listen)
     times: dict[int, list[float]] = {}
     for run in runs:
         times.setdefault(run.strategy, []).append(sorted(run.times_s)[len(run.times_s) // 2])

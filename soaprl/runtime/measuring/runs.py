@@ -17,9 +17,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 import soaprl
 from soaprl.atomic import write_text_atomic
@@ -31,10 +33,11 @@ from soaprl.runtime.distributed.groups import Groups
 from soaprl.runtime.distributed.runtime import initialize_distributed
 from soaprl.runtime.launch_job import Job, draw_batch, load_job, make_model, optimizer_maker, save_job
 from soaprl.runtime.program import CompileOptions
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import Strategy
 
 _POLL_S = 0.1
 _WARM_UP = 2
+_STRATEGIES = "strategies.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +48,14 @@ class Run:
         strategy: Its number.
         repeat: Which of its runs this is.
         times_s: Seconds of each iteration, of the rank that took longest.
+        busy_s: For each rank, the median over iterations of the seconds that its thread ran; not what it
+            waited, and not what gloo's own threads did.
     """
 
     strategy: int
     repeat: int
     times_s: tuple[float, ...]
+    busy_s: tuple[float, ...]
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -58,15 +64,17 @@ def read_runs(path: Path) -> list[Run]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("}\n"):
             content = json.loads(line)
-            times = tuple(content["times_s"])
-            found.append(Run(strategy=content["strategy"], repeat=content["repeat"], times_s=times))
+            times, busy = tuple(content["times_s"]), tuple(content["busy_s"])
+            found.append(
+                Run(strategy=content["strategy"], repeat=content["repeat"], times_s=times, busy_s=busy)
+            )
     return found
 
 
 def run_strategies(
     job: Job,
     graph: OperatorGraph,
-    strategies: Sequence[tuple[OpConfig, ...]],
+    strategies: Sequence[Strategy],
     path: Path,
     *,
     repeats: int,
@@ -75,7 +83,7 @@ def run_strategies(
     """Runs what is not written down yet at `path`; all runs.
 
     Args:
-        job: How to train; its strategy does not count, and its steps are those of a run that count.
+        job: How to train: its strategy is replaced, and its steps are those of a run that count.
         graph: The captured model.
         strategies: Which to run.
         path: Where runs are written down.
@@ -90,10 +98,9 @@ def run_strategies(
         _forget_cut_line(path)
         with tempfile.TemporaryDirectory(prefix="soaprl-runs-") as name:
             folder = Path(name)
-            save_job(folder, replace(job, strategy=Strategy(strategies[0])), graph)
-            for number, configs in enumerate(strategies):
-                content = [[list(c.degrees), list(c.devices)] for c in configs]
-                (folder / f"strategy-{number}.json").write_text(json.dumps(content), encoding="utf-8")
+            save_job(folder, job, graph)
+            content = TypeAdapter(list[Strategy]).dump_json(list(strategies))
+            (folder / _STRATEGIES).write_bytes(content)
             _spawn(folder, path, len(strategies), repeats, job.num_ranks, listen)
     listen(total, total)
     return read_runs(path)
@@ -169,14 +176,15 @@ def _main(task: _Task, rank: int) -> None:
     # One list for all: others may still be reading when the first writes on.
     done = [{(run.strategy, run.repeat) for run in read_runs(path)}]
     dist.broadcast_object_list(done, src=0)
+    strategies = TypeAdapter(list[Strategy]).validate_json((folder / _STRATEGIES).read_bytes())
     groups = Groups(timeout_s=job.timeout_s)
     for repeat in range(task.repeats):
         for number in range(task.count):
             if (number, repeat) in done[0]:
                 continue
-            times = _run(job, graph, _strategy(folder, number), groups)
+            times, busy = _run(replace(job, strategy=strategies[number]), graph, groups)
             if rank == 0:
-                line = json.dumps({"strategy": number, "repeat": repeat, "times_s": times})
+                line = json.dumps({"strategy": number, "repeat": repeat, "times_s": times, "busy_s": busy})
                 with path.open("a", encoding="utf-8") as stream:
                     stream.write(f"{line}\n")
     dist.barrier()
@@ -188,14 +196,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _strategy(folder: Path, number: int) -> tuple[OpConfig, ...]:
-    content = json.loads((folder / f"strategy-{number}.json").read_text(encoding="utf-8"))
-    return tuple(OpConfig(tuple(degrees), tuple(devices)) for degrees, devices in content)
-
-
-def _run(job: Job, graph: OperatorGraph, configs: tuple[OpConfig, ...], groups: Groups) -> list[float]:
-    """Seconds of each iteration, warm-up aside, of the rank that took longest."""
-    job = replace(job, strategy=Strategy(configs))
+def _run(job: Job, graph: OperatorGraph, groups: Groups) -> tuple[list[float], list[float]]:
+    """Warm-up aside: seconds of each iteration, and those that each rank's thread ran; see `Run`."""
     program = compile_program(
         graph,
         job.strategy,
@@ -213,16 +215,19 @@ def _run(job: Job, graph: OperatorGraph, configs: tuple[OpConfig, ...], groups: 
         timeout_s=job.timeout_s,
     )
     args, kwargs = draw_batch(model, job.batch_size, seed=job.seed, step=0)
-    own = []
+    own, ran = [], []
     for number in range(_WARM_UP + job.num_steps):
         dist.barrier()
-        start_s = time.perf_counter()
+        start_s, start_ran_s = time.perf_counter(), time.thread_time()
         runtime.step(*args, **kwargs)
         if number >= _WARM_UP:
             own.append(time.perf_counter() - start_s)
+            ran.append(time.thread_time() - start_ran_s)
     slowest = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    return [float(value) for value in slowest]
+    busy: list[float] = [0.0] * job.num_ranks
+    dist.all_gather_object(busy, median(ran))
+    return [float(value) for value in slowest], busy
 
 
 if __name__ == "__main__":
