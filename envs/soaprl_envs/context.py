@@ -151,6 +151,10 @@ class Contexts:
             )
         choose_in_all(self._tables.alone, self._company, operators, numbers)
 
+    def choose_checked(self, operators: IntArray, candidates: IntArray) -> None:
+        """`choose_each` of int64 arrays of shape [B] that the caller has checked: for inner loops."""
+        choose_in_all(self._tables.alone, self._company, operators, candidates)
+
     def row(
         self, operator: int, *, current: bool = True, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:

@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from math import log
 
+import numpy as np
+
 from soaprl.cluster.tables import IntArray
 from soaprl.simulator import DeltaSimulator, Evaluation
 from soaprl.strategy.strategy import OpConfig, Strategy
@@ -28,6 +30,7 @@ class Walk:
         self.arena = arena
         self.contexts = Contexts(arena.choices)
         self.num_evaluations = 0
+        self._turn, self._taken = np.zeros(1, np.int64), np.zeros(1, np.int64)
         self._simulator = DeltaSimulator(arena.problem, arena.choices.strategy(arena.choices.start))
         self._effective_s = arena.effective_s(self._simulator.evaluation)
 
@@ -85,7 +88,8 @@ class Walk:
         configs = self.arena.choices.configs[operator]
         current = int(self.contexts.chosen[0, operator])
         legal = 0 <= candidate < len(configs)
-        self.contexts.choose(operator, candidate if legal else current)
+        self._turn[0], self._taken[0] = operator, candidate if legal else current
+        self.contexts.choose_checked(self._turn, self._taken)
         if not simulate or not legal or candidate == current:
             return 0.0
         self._simulator.propose(operator, configs[candidate])

@@ -186,3 +186,23 @@ def test_settings_that_do_not_exist_are_refused(synthetic_pool):
         gymnasium.make("soaprl/Refine-v0", problems=synthetic_pool, budget=0)
     with pytest.raises(SimulationError, match="problem from 0 to 2, found 3"):
         gymnasium.make("soaprl/Strategy-v0", problems=synthetic_pool).reset(options={"problem": 3})
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "small",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("training", "validation", "held-out-families", "held-out-clusters")
+        ),
+    ],
+)
+def test_a_random_policy_runs_on_the_suites(suite):
+    environment = gymnasium.make("soaprl/Placement-v0", problems=suite)
+    environment.action_space.seed(0)
+    problems = environment.unwrapped.pool.num_problems
+    for number in range(0, problems, max(1, problems // 4)):
+        _, rewards, information = rollout(environment, seed=number, options={"problem": number})
+        assert np.isfinite(rewards).all()
+        assert information["problem"] == number
