@@ -36,6 +36,10 @@ def validate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables, plot and timelines.")] = Path(
         "validation"
     ),
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="Write the cluster with the runtime's cost of messages, as fitted."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="Of the zoo models that have such an option."),
@@ -50,7 +54,8 @@ def validate(
     command goes on from what has run.
     """
     from soaprl.cli.inputs import Execution, parse_options
-    from soaprl.cli.validating import Plan, print_validation, run_validation, write_validation
+    from soaprl.cli.validating import Plan, run_validation
+    from soaprl.cli.validation_files import print_validation, write_calibrated, write_validation
 
     plan = Plan(
         models=tuple(models),
@@ -65,7 +70,9 @@ def validate(
         budget_evaluations=budget_evals,
         folder=out,
         seed=seed,
+        calibrated=calibrate,
     )
     validation = run_validation(plan)
     write_validation(validation)
+    write_calibrated(validation)
     print_validation(validation, as_json=as_json)

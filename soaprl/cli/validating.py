@@ -1,33 +1,34 @@
 """What `soaprl validate` does: chooses strategies, runs and simulates them, and writes what came of it."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soaprl.atomic import make_folder, write_text_atomic
+from soaprl.atomic import check_writable, make_folder
 from soaprl.cli.comparing import chosen_methods
 from soaprl.cli.inputs import Execution, ModelChoice, Prepared, prepare
 from soaprl.cli.known import known_method
-from soaprl.cli.output import print_json, print_table, progress_bar, say
+from soaprl.cli.output import progress_bar, say
 from soaprl.cli.searching import make_budget, ready_simulator, run_method
 from soaprl.errors import ExecutionError, SearchError, SoaprlError, StrategyError
 from soaprl.graph.zoo import Option, zoo_models
-from soaprl.report.validation import COLUMNS, Agreement, Point, agreement, markdown, scatter, write_plot
+from soaprl.report.validation import Agreement, Point, agreement
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.result import simulate
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Strategy
 
 if TYPE_CHECKING:
     from soaprl.runtime.launch_job import Job
+    from soaprl.runtime.measuring.calibration import Load
 
 # Random strategies are of these kinds in turn: all operators drawn, or a few operators of data parallelism.
 _ALL, _FEW = "random", "changed data-parallel"
@@ -51,15 +52,17 @@ class Plan:
     budget_evaluations: int
     folder: Path
     seed: int
+    calibrated: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A strategy to run, who found it, and what it is predicted to take."""
+    """A strategy to run, who found it, and what it is predicted to take: in all, and of each device."""
 
     found_by: str
     strategy: Strategy
     predicted_s: float
+    busy_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class Validation:
     cost_model: str
     points: tuple[Point, ...]
     agreements: tuple[Agreement, ...]
+    loads: "tuple[Load, ...]"
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -83,6 +87,8 @@ class Validation:
                     "found_by": point.found_by,
                     "predicted_s": point.predicted_s,
                     "repeats_s": list(point.repeats_s),
+                    "predicted_busy_s": list(point.predicted_busy_s),
+                    "ran_s": list(point.ran_s),
                 }
                 for point in self.points
             ],
@@ -96,9 +102,12 @@ def run_validation(plan: Plan) -> Validation:
         SoaprlError: A model, the cluster or a method is wrong; a process fails; the folder cannot be written.
     """
     make_folder(plan.folder)
+    if plan.calibrated is not None:
+        check_writable(plan.calibrated)
     names = [method.name for method in chosen_methods(plan.methods)]
     points: list[Point] = []
     agreements, cost_model = [], ""
+    loads: list[Load] = []
     for word in plan.models:
         prepared = prepare(_choice(word, plan.options), plan.cluster, plan.execution)
         cost_model = prepared.problem.cost.name
@@ -106,9 +115,28 @@ def run_validation(plan: Plan) -> Validation:
         chosen = choose(prepared, simulator, names, plan)
         found = _measured(prepared, chosen, plan)
         points += found
+        loads += _loads(prepared, chosen, found)
         agreements.append(agreement(prepared.problem.graph.name, found))
         _write_worst(prepared, simulator, chosen, found, plan)
-    return Validation(plan=plan, cost_model=cost_model, points=tuple(points), agreements=tuple(agreements))
+    return Validation(
+        plan=plan,
+        cost_model=cost_model,
+        points=tuple(points),
+        agreements=tuple(agreements),
+        loads=tuple(loads),
+    )
+
+
+def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]) -> "Iterator[Load]":
+    """What each rank did under each strategy, for the calibration."""
+    from soaprl.runtime import compile_program
+    from soaprl.runtime.measuring.calibration import Load, num_messages
+
+    problem = prepared.problem
+    for c, point in zip(chosen, points, strict=True):
+        program = compile_program(problem.graph, c.strategy, num_ranks=problem.cluster.num_devices)
+        for count, busy_s, ran_s in zip(num_messages(program), c.busy_s, point.ran_s, strict=True):
+            yield Load(num_messages=count, predicted_s=busy_s, ran_s=ran_s)
 
 
 def _choice(word: str, options: Mapping[str, Option]) -> ModelChoice:
@@ -141,14 +169,18 @@ def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan:
             break
         if strategy not in found and _runs(prepared, strategy):
             found[strategy] = kind
-    return [
-        Chosen(
-            found_by=kind,
-            strategy=strategy,
-            predicted_s=float(simulator.evaluate(strategy).iteration_time_s),
+    chosen = []
+    for strategy, kind in list(found.items())[: plan.num_strategies]:
+        simulated = simulate(prepared.problem, strategy, simulator=simulator)
+        chosen.append(
+            Chosen(
+                found_by=kind,
+                strategy=strategy,
+                predicted_s=float(simulated.iteration_time_s),
+                busy_s=tuple(simulated.device_busy_s.tolist()),
+            )
         )
-        for strategy, kind in list(found.items())[: plan.num_strategies]
-    ]
+    return chosen
 
 
 def _random(prepared: Prepared, seed: int) -> Iterator[tuple[Strategy, str]]:
@@ -206,14 +238,18 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
     with _shown(graph.name) as listen:
         runs = run_strategies(job, graph, strategies, plan.folder / name, repeats=plan.repeats, listen=listen)
     times: dict[int, list[float]] = {}
+    ran: dict[int, list[tuple[float, ...]]] = {}
     for run in runs:
         times.setdefault(run.strategy, []).append(sorted(run.times_s)[len(run.times_s) // 2])
+        ran.setdefault(run.strategy, []).append(run.busy_s)
     return [
         Point(
             model=graph.name,
             found_by=c.found_by,
             predicted_s=c.predicted_s,
             repeats_s=tuple(times[number][: plan.repeats]),
+            predicted_busy_s=c.busy_s,
+            ran_s=tuple(median(of_rank) for of_rank in zip(*ran[number], strict=True)),
         )
         for number, c in enumerate(chosen)
     ]
@@ -240,7 +276,6 @@ def _write_worst(
     """Timelines, as predicted and as they run, of the strategies that are predicted worst."""
     from soaprl.cli.run_report import write_timelines
     from soaprl.runtime.launch import run_job
-    from soaprl.simulator.result import simulate
 
     order = sorted(range(len(points)), key=lambda number: -abs(points[number].error))
     for place, number in enumerate(order[: plan.num_worst], start=1):
@@ -261,29 +296,3 @@ def _write_worst(
 
 def _file_name(model: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in Path(model).name)
-
-
-def write_validation(validation: Validation) -> None:
-    """Writes ``validation.json``, ``.md`` and ``.png`` into the plan's folder."""
-    plan = validation.plan
-    today = datetime.now(UTC).date().isoformat()
-    title = f"Simulated and measured, {today}, {plan.cluster}"
-    lines = [
-        f"Costs: {validation.cost_model}.",
-        f"{plan.repeats} interleaved runs of {plan.num_steps} iterations each; seed {plan.seed}.",
-    ]
-    text = json.dumps(validation.as_json(), indent=2, allow_nan=False)
-    write_text_atomic(plan.folder / "validation.json", f"{text}\n")
-    table = markdown(title, lines, validation.agreements, validation.points)
-    write_text_atomic(plan.folder / "validation.md", table)
-    write_plot(scatter(title, validation.points), plan.folder / "validation.png")
-
-
-def print_validation(validation: Validation, *, as_json: bool) -> None:
-    """Prints the agreement for each model."""
-    if as_json:
-        print_json(validation.as_json())
-        return
-    rows = [found.row for found in validation.agreements]
-    print_table(f"Simulated and measured on {validation.plan.cluster}", COLUMNS, rows)
-    say(f"soaprl: wrote validation.md, validation.png and validation.json to {validation.plan.folder}")

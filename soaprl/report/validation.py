@@ -20,6 +20,7 @@ COLUMNS = (
     "error, median",
     "error, 90 %",
     "bias",
+    "compute error",
     "Spearman",
     "Kendall",
     "best found",
@@ -36,12 +37,16 @@ class Point:
         found_by: The method that chose it, or ``random``.
         predicted_s: Simulated seconds of an iteration.
         repeats_s: Measured seconds of an iteration, one for each repeat.
+        predicted_busy_s: For each device, the seconds that it computes in the simulation.
+        ran_s: For each rank, the seconds that its thread ran.
     """
 
     model: str
     found_by: str
     predicted_s: float
     repeats_s: tuple[float, ...]
+    predicted_busy_s: tuple[float, ...] = ()
+    ran_s: tuple[float, ...] = ()
 
     @property
     def measured_s(self) -> float:
@@ -52,6 +57,12 @@ class Point:
     def error(self) -> float:
         """Predicted over measured, less one."""
         return self.predicted_s / self.measured_s - 1
+
+    @property
+    def compute_errors(self) -> list[float]:
+        """For each rank that computes, predicted over run seconds of its thread, less one."""
+        pairs = zip(self.predicted_busy_s, self.ran_s, strict=True)
+        return [busy / ran - 1 for busy, ran in pairs if busy > 0 and ran > 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +75,8 @@ class Agreement:
         median_error: Median of the absolute relative errors.
         error_90: Their 90th percentile.
         bias: Median of predicted over measured, less one.
+        compute_error: Median of the absolute relative errors of what ranks compute, against what their
+            threads ran: waiting and other programs are no part of it.
         spearman: Rank correlation.
         kendall: Share of pairs in the right order less that in the wrong one (tau-b, ties counted).
         regret: How much slower than the fastest measured strategy the one predicted to be fastest is.
@@ -76,6 +89,7 @@ class Agreement:
     median_error: float
     error_90: float
     bias: float
+    compute_error: float
     spearman: float
     kendall: float
     regret: float
@@ -91,6 +105,7 @@ class Agreement:
             f"{self.median_error:.1%}",
             f"{self.error_90:.1%}",
             f"{self.bias:+.1%}",
+            f"{self.compute_error:.1%}",
             f"{self.spearman:.3f}",
             f"{self.kendall:.3f}",
             best,
@@ -112,6 +127,7 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
         raise SimulationError(f"expected at least two strategies of {model!r} that ran, found {len(points)}.")
     errors = sorted(abs(point.error) for point in points)
     predicted, measured = [p.predicted_s for p in points], [p.measured_s for p in points]
+    computed = [abs(error) for point in points for error in point.compute_errors]
     chosen = min(points, key=lambda point: point.predicted_s)
     return Agreement(
         model=model,
@@ -119,6 +135,7 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
         median_error=median(errors),
         error_90=percentile(errors, 0.9),
         bias=median(point.error for point in points),
+        compute_error=median(computed) if computed else 0.0,
         spearman=spearman(predicted, measured),
         kendall=kendall(predicted, measured),
         regret=chosen.measured_s / min(measured) - 1,

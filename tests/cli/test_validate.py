@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from soaprl.cluster.files import load_cluster
 from tests.cli.conftest import Finished
 
 Soaprl = Callable[..., Finished]
@@ -17,7 +18,11 @@ def test_strategies_run_once_beside_their_simulation_and_a_second_call_goes_on_f
 ) -> None:
     out = tmp_path / "out"
     few = ("--strategies", 4, "--repeats", 2, "--steps", 1, "--budget-evals", 50)
-    words = ("validate", f"{model_file}:factory:8", *few, "--methods", "data-parallel,mcmc", "--out", out)
+    calibrated = tmp_path / "calibrated.yaml"
+    words = (
+        *("validate", f"{model_file}:factory:8", *few, "--methods", "data-parallel,mcmc"),
+        *("--out", out, "--calibrate", calibrated),
+    )
     first = soaprl(*words)
     assert first.code == 0, first.err
     assert "Spearman" in first.out
@@ -30,6 +35,9 @@ def test_strategies_run_once_beside_their_simulation_and_a_second_call_goes_on_f
     content = json.loads((out / "validation.json").read_text())
     points = content["points"]
     assert len(points) == 4
+    assert all(len(p["ran_s"]) == len(p["predicted_busy_s"]) == 2 for p in points)
+    assert load_cluster(calibrated).num_devices == 2
+    assert "calibrated" in load_cluster(calibrated).links[0].provenance
     assert points[0]["found_by"] == "data-parallel"
     assert [p["repeats_s"] for p in points] == [
         [line["times_s"][0] for line in lines if line["strategy"] == s] for s in range(4)

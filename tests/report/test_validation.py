@@ -64,6 +64,23 @@ def test_agreement_has_errors_bias_and_what_the_choice_costs() -> None:
     assert "no, 100.0% slower" in found.row
 
 
+def test_what_ranks_compute_is_compared_with_what_their_threads_ran() -> None:
+    # Rank 0 is predicted 10 % too short, rank 1 computes nothing; the other strategy is right.
+    first = Point(
+        model="net",
+        found_by="mcmc",
+        predicted_s=1.0,
+        repeats_s=(9.0,),
+        predicted_busy_s=(0.9, 0.0),
+        ran_s=(1.0, 0.1),
+    )
+    assert first.compute_errors == [pytest.approx(-0.1)]
+    second = Point(
+        model="net", found_by="a", predicted_s=1.0, repeats_s=(9.0,), predicted_busy_s=(2.0,), ran_s=(2.0,)
+    )
+    assert agreement("net", [first, second]).compute_error == pytest.approx(0.05)
+
+
 def test_the_noise_floor_is_how_far_a_strategy_is_from_itself() -> None:
     # Runs 1 and 3 against 2 and 4: 1.0 and 1.1.
     noisy = agreement("net", [point(1.0, 1.0, 1.1, 1.0, 1.1)] * 2)

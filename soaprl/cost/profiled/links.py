@@ -1,7 +1,7 @@
 """A cluster from measured links."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -78,6 +78,35 @@ def _outside(
     inner = Wire(bandwidth_bytes_per_s=bandwidth, latency_s=0.0, provenance=provenance)
     outer = Wire(bandwidth_bytes_per_s=bandwidth, latency_s=latency, provenance=provenance)
     return star(nic, own, inner) + both_ways(nic, _FABRIC, outer)
+
+
+def with_latency(cluster: Cluster, added_s: float, *, provenance: str) -> Cluster:
+    """The cluster with more latency on every route.
+
+    Links of a route share what is added to it; a link that is in several routes gets what the shortest needs,
+    so that longer ones get more.
+
+    Args:
+        cluster: Any; its name stays.
+        added_s: Seconds for each route.
+        provenance: Added to that of every link in a route.
+    """
+    shortest: dict[int, int] = {}
+    for row in cluster.routes:
+        for route in row:
+            for link in route:
+                shortest[link] = min(len(route), shortest.get(link, len(route)))
+    links = tuple(
+        replace(
+            link,
+            latency_s=link.latency_s + added_s / shortest[number],
+            provenance="; ".join(filter(None, [link.provenance, provenance])),
+        )
+        if number in shortest
+        else link
+        for number, link in enumerate(cluster.links)
+    )
+    return replace(cluster, links=links)
 
 
 def predicted_all_reduces(cluster: Cluster, sizes: Sequence[int]) -> list[float]:

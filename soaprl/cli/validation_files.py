@@ -1,0 +1,59 @@
+"""What `soaprl validate` writes and prints, and the calibrated cluster."""
+
+import json
+import platform
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from soaprl.atomic import write_text_atomic
+from soaprl.cli.output import print_json, print_table, say
+from soaprl.cli.validating import Validation
+from soaprl.cluster.files import load_cluster, save_cluster
+from soaprl.cost.profiled.links import with_latency
+from soaprl.report.units import format_seconds
+from soaprl.report.validation import COLUMNS, markdown, scatter, write_plot
+
+
+def write_validation(validation: Validation) -> None:
+    """Writes ``validation.json``, ``.md`` and ``.png`` into the plan's folder."""
+    plan = validation.plan
+    today = datetime.now(UTC).date().isoformat()
+    title = f"Simulated and measured, {today}, {plan.cluster}"
+    lines = [
+        f"Costs: {validation.cost_model}.",
+        f"{plan.repeats} interleaved runs of {plan.num_steps} iterations each; seed {plan.seed}.",
+    ]
+    text = json.dumps(validation.as_json(), indent=2, allow_nan=False)
+    write_text_atomic(plan.folder / "validation.json", f"{text}\n")
+    table = markdown(title, lines, validation.agreements, validation.points)
+    write_text_atomic(plan.folder / "validation.md", table)
+    write_plot(scatter(title, validation.points), plan.folder / "validation.png")
+
+
+def write_calibrated(validation: Validation) -> None:
+    """Writes the cluster with what messages take of the runtime, if the plan says where; and says so."""
+    plan = validation.plan
+    if plan.calibrated is None:
+        return
+    from soaprl.runtime.measuring.calibration import fit_overhead
+
+    fitted = fit_overhead(validation.loads)
+    today, machine = datetime.now(UTC).date().isoformat(), platform.node()
+    provenance = f"+ 2 x {fitted.message_s * 1e6:.0f} us of the runtime, calibrated {today} on {machine}"
+    # What sends and what receives take, one after the other.
+    cluster = with_latency(load_cluster(plan.cluster), 2 * fitted.message_s, provenance=provenance)
+    save_cluster(replace(cluster, name=plan.calibrated.stem), plan.calibrated)
+    say(
+        f"soaprl: a message takes {format_seconds(fitted.message_s)} of a rank: error of what ranks compute"
+        f" {fitted.error_before:.1%} without it, {fitted.error_after:.1%} with it; wrote {plan.calibrated}"
+    )
+
+
+def print_validation(validation: Validation, *, as_json: bool) -> None:
+    """Prints the agreement for each model."""
+    if as_json:
+        print_json(validation.as_json())
+        return
+    rows = [found.row for found in validation.agreements]
+    print_table(f"Simulated and measured on {validation.plan.cluster}", COLUMNS, rows)
+    say(f"soaprl: wrote validation.md, validation.png and validation.json to {validation.plan.folder}")
