@@ -79,7 +79,8 @@ def save_checkpoint(
         group: The processes, on a backend that moves tensors of the CPU; by default all.
 
     Raises:
-        ExecutionError: It cannot be written, by any of the processes; an earlier one stays.
+        ExecutionError: It cannot be written, by any of the processes, or one of them does not answer; an
+            earlier one stays.
         OutputError: The folder cannot be written.
     """
     training, distributed = training_of(runtime), isinstance(runtime, DistributedRuntime)
@@ -90,7 +91,12 @@ def save_checkpoint(
     partial = target.with_name(f".{target.name}.partial")
     if first:
         begin(folder, training.num_iterations)
-    write_shards(partial, shards_to_save(training), group=group, distributed=distributed)
+    try:
+        write_shards(partial, shards_to_save(training), group=group, distributed=distributed)
+    except RuntimeError as error:
+        if isinstance(error, ExecutionError) or not isinstance(runtime, DistributedRuntime):
+            raise
+        raise runtime.rank.lost("the writing of a checkpoint", error) from error
     if first:
         content = {
             "model": training.graph.name,

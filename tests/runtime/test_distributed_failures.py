@@ -1,8 +1,10 @@
 """A rank that dies, hangs or runs out of memory: the others end, and their error names it."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +13,15 @@ from torch import Tensor, nn
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.calls import Kernel, LocalCall, Results
+from soaprl.runtime.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed import DistributedRank, Groups
 from soaprl.runtime.local import kernels
 from soaprl.runtime.model_state import input_tensors, module_tensors
 from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.stores import blocks_of
-from soaprl.runtime.training import graph_of_model
-from tests.runtime.processes import start_processes
+from soaprl.runtime.training import graph_of_model, initialize
+from tests.runtime.processes import run_processes, start_processes
 from tests.runtime.test_training import data_parallel, model_parallel
 
 NUM_RANKS, VICTIM, TIMEOUT_S = 3, 1, 3.0
@@ -143,3 +146,65 @@ def test_others_end_and_name_a_rank_that_runs_out_of_memory() -> None:
     for error in found.values():
         assert f"rank {VICTIM} ran out of memory in iteration 1, forward pass of operator" in error, error
         assert "expected 8 TiB" in error, error
+
+
+def save_and_die(rank: int, folder: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Stack(), torch.randn(6, 6)
+    graph = graph_of_model(model, (batch,))
+    runtime = initialize(
+        model,
+        model_parallel(graph, NUM_RANKS),
+        (batch,),
+        optimizer=lambda named: torch.optim.SGD(named, lr=0.1, momentum=0.9),
+        graph=graph,
+        executor="distributed",
+        timeout_s=TIMEOUT_S,
+    )
+    losses = [runtime.step(batch).item() for _ in range(2)]
+    save_checkpoint(runtime, folder)
+    losses += [runtime.step(batch).item() for _ in range(2)]
+    if rank == 0:
+        (folder / "losses").write_text(json.dumps(losses))
+    if rank == VICTIM:
+        # What it asks for when it writes what it owns.
+        runtime.rank.state.parameter = lambda block: die()
+    save_checkpoint(runtime, folder)
+
+
+def go_on(rank: int, folder: Path) -> None:
+    torch.manual_seed(1)
+    model, batch = Stack(), torch.randn(6, 6)
+    torch.manual_seed(0)
+    _, batch = Stack(), torch.randn(6, 6)
+    graph = graph_of_model(model, (batch,))
+    runtime = initialize(
+        model,
+        model_parallel(graph, NUM_RANKS),
+        (batch,),
+        optimizer=lambda named: torch.optim.SGD(named, lr=0.1, momentum=0.9),
+        graph=graph,
+        executor="distributed",
+    )
+    found = latest_checkpoint(folder)
+    assert found is not None
+    assert load_checkpoint(runtime, found).num_iterations == 2, "that of the failure is not whole"
+    assert [runtime.step(batch).item() for _ in range(2)] == json.loads((folder / "losses").read_text())[2:]
+
+
+def test_a_rank_killed_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path) -> None:
+    processes, errors = start_processes(save_and_die, NUM_RANKS, tmp_path)
+    others = [rank for rank in range(NUM_RANKS) if rank != VICTIM]
+    for rank in others:
+        processes[rank].join(LIMIT_S)
+        assert processes[rank].exitcode == 1, f"rank {rank}: {processes[rank].exitcode}"
+    processes[VICTIM].kill()
+    found = {}
+    while not errors.empty():
+        rank, text = errors.get()
+        found[rank] = text.strip().splitlines()[-1]
+    assert set(found) == set(others)
+    for error in found.values():
+        assert "ExecutionError" in error, error
+        assert f"rank {VICTIM} did not answer in the writing of a checkpoint" in error, error
+    run_processes(go_on, NUM_RANKS, tmp_path)

@@ -40,6 +40,15 @@ class Failures:
             known = self._found_out(place, step, error)
         return self._end(known)
 
+    def elsewhere(self, place: Place, what: str, error: BaseException) -> ExecutionError:
+        """The error after waiting for others between iterations, in `what`, did not end well."""
+        known = self._groups.health.note()
+        if known is None:
+            others = [rank for rank in range(self._program.num_ranks) if rank != self._rank]
+            silent, _ = self._groups.health.silent(others)
+            known = self._lost(silent or others, f"{what} after iteration {place.iteration}", f": {error}")
+        return self._end(known)
+
     def _end(self, note: str) -> ExecutionError:
         """The error with the first note; nobody waits for this rank any longer."""
         first = self._groups.health.leave_note(note)

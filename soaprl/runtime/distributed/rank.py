@@ -137,6 +137,10 @@ class DistributedRank:
         except Exception as error:
             raise self._failures.of_this_rank(self._place, error) from error
 
+    def lost(self, what: str, error: BaseException) -> ExecutionError:
+        """The error that names who did not answer, after waiting between iterations, in `what`, failed."""
+        return self._failures.elsewhere(Place(self.num_iterations - 1, 0, True), what, error)
+
     def _at(self, index: int, *, waiting: bool = False) -> None:
         self._health.place = self._place = Place(self.num_iterations, index, waiting)
 
