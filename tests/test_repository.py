@@ -13,7 +13,18 @@ import soaprl
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "soaprl", ROOT / "envs", ROOT / "agents")
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
-SUBCOMMANDS = {"models", "clusters", "methods", "simulate", "search", "compare", "profile", "validate", "export", "demo"}
+SUBCOMMANDS = {
+    "models",
+    "clusters",
+    "methods",
+    "simulate",
+    "search",
+    "compare",
+    "profile",
+    "validate",
+    "export",
+    "demo",
+}
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 60
 # Compiled loops keep their state in local variables, which a call would have to hand over.
