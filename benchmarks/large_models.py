@@ -26,6 +26,7 @@ from soaprl.search import Budget, SearchTask
 from soaprl.search.registry import Skipped, attempt, find_method
 from soaprl.search.task import SearchResult
 from soaprl.simulator import Problem, Simulator
+from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Sharding
 
 MODELS = ("gpt2-xl", "llama-7b")
@@ -81,6 +82,8 @@ def problem_of(model: str, cluster_name: str) -> Problem:
 
 def rows_of(problem: Problem, seconds: float, console: Console) -> Iterator[Row | Skipped]:
     """What each method finds, or why it does not apply."""
+    # Compiled before clocks run.
+    Simulator(problem).evaluate(data_parallel(problem.graph, problem.cluster))
     for method, sharding in RUNS:
         simulator = Simulator(problem)
         limit = Budget(seconds=seconds) if find_method(method).iterative else Budget()
