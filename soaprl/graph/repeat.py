@@ -109,9 +109,7 @@ def _copy_name(name: str, number: int) -> str:
 
 def _copied(operator: Operator, place: list[int], number: int) -> Operator:
     def moved(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
-        return tuple(
-            a if place[a.tensor] == a.tensor else replace(a, tensor=place[a.tensor]) for a in accesses
-        )
+        return tuple(a if place[a.tensor] == a.tensor else _moved(a, place[a.tensor]) for a in accesses)
 
     return replace(
         operator,
@@ -120,6 +118,18 @@ def _copied(operator: Operator, place: list[int], number: int) -> Operator:
         outputs=moved(operator.outputs),
         # Random numbers are drawn by the names of calls.
         body=tuple(replace(c, name=_copy_name(c.name, number)) if number else c for c in operator.body),
+    )
+
+
+def _moved(access: Access, tensor: int) -> Access:
+    """The same of another tensor; spelt out, because there are hundreds of thousands in a large graph."""
+    return Access(
+        tensor=tensor,
+        spans=access.spans,
+        layout=access.layout,
+        gradient=access.gradient,
+        saved=access.saved,
+        combine=access.combine,
     )
 
 

@@ -429,12 +429,18 @@ class Engine:
         changed = change.operators[: change.sizes[0]].tolist()
         patterns = layout.pattern.copy()
         patterns[changed] = change.patterns[: change.sizes[0]]
+        edges: dict[tuple[int, int, int], None] = {}
+        groups: dict[int, None] = {}
         for o in changed:
             for e in near.edges_of[near.edge_of_begin[o] : near.edge_of_begin[o + 1]].tolist():
-                edge = self.index.edges[e]
-                self._patterns.need_edge(e, int(patterns[edge.producer]), int(patterns[edge.consumer]))
-            for g in near.groups[near.group_begin[o] : near.group_begin[o + 1]].tolist():
-                self._patterns.need_group(g, [int(patterns[r]) for r in self.index.groups[g].readers])
+                edge, like = self.index.edges[e], int(near.edge_like[e])
+                edges[like, int(patterns[edge.producer]), int(patterns[edge.consumer])] = None
+            groups.update(dict.fromkeys(near.groups[near.group_begin[o] : near.group_begin[o + 1]].tolist()))
+        # Copies of operators have edges that are alike, and groups in common: each is asked for once.
+        for like, producer, consumer in edges:
+            self._patterns.need_edge(like, producer, consumer)
+        for g in groups:
+            self._patterns.need_group(g, [int(patterns[r]) for r in self.index.groups[g].readers])
 
     def _rebuild(self, status: int) -> None:
         """Enters all blocks anew, with more room."""
