@@ -9,7 +9,7 @@ import time
 
 from rich.console import Console
 
-from benchmarks.paper import large, local, nmt, optimality, restricted, throughput
+from benchmarks.paper import local, nmt, optimality, restricted, throughput
 from benchmarks.paper.cases import HERE
 
 _TABLES = {
@@ -17,7 +17,6 @@ _TABLES = {
     "restricted": restricted.main,
     "throughput": throughput.main,
     "local": local.main,
-    "large": large.main,
     "optimality": optimality.main,
 }
 
