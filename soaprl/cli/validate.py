@@ -38,7 +38,9 @@ def validate(
     ),
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", help="Write the cluster with the runtime's cost of messages, as fitted."),
+        typer.Option(
+            "--calibrate", help="Write the cluster with what the runtime takes for messages, fitted."
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -116,7 +116,7 @@ def run_validation(plan: Plan) -> Validation:
         found = _measured(prepared, chosen, plan)
         points += found
         loads += _loads(prepared, chosen, found)
-        agreements.append(agreement(prepared.problem.graph.name, found))
+        agreements.append(agreement(found[0].model, found))
         _write_worst(prepared, simulator, chosen, found, plan)
     return Validation(
         plan=plan,
@@ -130,13 +130,13 @@ def run_validation(plan: Plan) -> Validation:
 def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]) -> "Iterator[Load]":
     """What each rank did under each strategy, for the calibration."""
     from soaprl.runtime import compile_program
-    from soaprl.runtime.measuring.calibration import Load, num_messages
+    from soaprl.runtime.measuring.calibration import Load, traffic
 
     problem = prepared.problem
     for c, point in zip(chosen, points, strict=True):
         program = compile_program(problem.graph, c.strategy, num_ranks=problem.cluster.num_devices)
-        for count, busy_s, ran_s in zip(num_messages(program), c.busy_s, point.ran_s, strict=True):
-            yield Load(num_messages=count, predicted_s=busy_s, ran_s=ran_s)
+        for sent, busy_s, ran_s in zip(traffic(problem.graph, program), c.busy_s, point.ran_s, strict=True):
+            yield Load(traffic=sent, predicted_s=busy_s, ran_s=ran_s)
 
 
 def _choice(word: str, options: Mapping[str, Option]) -> ModelChoice:
@@ -244,7 +244,7 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
         ran.setdefault(run.strategy, []).append(run.busy_s)
     return [
         Point(
-            model=graph.name,
+            model=Path(graph.name).name,
             found_by=c.found_by,
             predicted_s=c.predicted_s,
             repeats_s=tuple(times[number][: plan.repeats]),

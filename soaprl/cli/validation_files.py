@@ -4,12 +4,13 @@ import json
 import platform
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from soaprl.atomic import write_text_atomic
 from soaprl.cli.output import print_json, print_table, say
 from soaprl.cli.validating import Validation
 from soaprl.cluster.files import load_cluster, save_cluster
-from soaprl.cost.profiled.links import with_latency
+from soaprl.cost.profiled.links import with_overheads
 from soaprl.report.units import format_seconds
 from soaprl.report.validation import COLUMNS, markdown, scatter, write_plot
 
@@ -18,7 +19,7 @@ def write_validation(validation: Validation) -> None:
     """Writes ``validation.json``, ``.md`` and ``.png`` into the plan's folder."""
     plan = validation.plan
     today = datetime.now(UTC).date().isoformat()
-    title = f"Simulated and measured, {today}, {plan.cluster}"
+    title = f"Simulated and measured, {today}, {Path(plan.cluster).name}"
     lines = [
         f"Costs: {validation.cost_model}.",
         f"{plan.repeats} interleaved runs of {plan.num_steps} iterations each; seed {plan.seed}.",
@@ -35,17 +36,24 @@ def write_calibrated(validation: Validation) -> None:
     plan = validation.plan
     if plan.calibrated is None:
         return
-    from soaprl.runtime.measuring.calibration import fit_overhead
+    from soaprl.runtime.measuring.calibration import fit_overheads
 
-    fitted = fit_overhead(validation.loads)
+    fitted = fit_overheads(validation.loads)
     today, machine = datetime.now(UTC).date().isoformat(), platform.node()
-    provenance = f"+ 2 x {fitted.message_s * 1e6:.0f} us of the runtime, calibrated {today} on {machine}"
-    # What sends and what receives take, one after the other.
-    cluster = with_latency(load_cluster(plan.cluster), 2 * fitted.message_s, provenance=provenance)
+    provenance = (
+        f"+ 2 x {fitted.message_s * 1e6:.3g} us a message and 2 x {fitted.s_per_byte * 1e9:.3g} ns a byte of"
+        f" the runtime, calibrated {today} on {machine}"
+    )
+    # What sends and what receives work one after the other.
+    cluster = with_overheads(
+        load_cluster(plan.cluster), 2 * fitted.message_s, 2 * fitted.s_per_byte, provenance=provenance
+    )
     save_cluster(replace(cluster, name=plan.calibrated.stem), plan.calibrated)
     say(
-        f"soaprl: a message takes {format_seconds(fitted.message_s)} of a rank: error of what ranks compute"
-        f" {fitted.error_before:.1%} without it, {fitted.error_after:.1%} with it; wrote {plan.calibrated}"
+        f"soaprl: the runtime takes of a rank {format_seconds(fitted.iteration_s)} an iteration,"
+        f" {format_seconds(fitted.message_s)} a message and {fitted.s_per_byte * 1e9:.3g} ns a byte: error of"
+        f" what ranks compute {fitted.error_before:.1%} without that, {fitted.error_after:.1%} with it; wrote"
+        f" {plan.calibrated}"
     )
 
 

@@ -80,15 +80,16 @@ def _outside(
     return star(nic, own, inner) + both_ways(nic, _FABRIC, outer)
 
 
-def with_latency(cluster: Cluster, added_s: float, *, provenance: str) -> Cluster:
-    """The cluster with more latency on every route.
+def with_overheads(cluster: Cluster, route_s: float, s_per_byte: float, *, provenance: str) -> Cluster:
+    """The cluster with transfers that take longer on every route.
 
-    Links of a route share what is added to it; a link that is in several routes gets what the shortest needs,
-    so that longer ones get more.
+    Links of a route share what is added to its latency; a link that is in several routes gets what the
+    shortest needs, so that longer ones get more. What is added for each byte every link has.
 
     Args:
         cluster: Any; its name stays.
-        added_s: Seconds for each route.
+        route_s: Seconds for each transfer.
+        s_per_byte: Seconds for each byte of it.
         provenance: Added to that of every link in a route.
     """
     shortest: dict[int, int] = {}
@@ -99,7 +100,8 @@ def with_latency(cluster: Cluster, added_s: float, *, provenance: str) -> Cluste
     links = tuple(
         replace(
             link,
-            latency_s=link.latency_s + added_s / shortest[number],
+            latency_s=link.latency_s + route_s / shortest[number],
+            bandwidth_bytes_per_s=1 / (1 / link.bandwidth_bytes_per_s + s_per_byte),
             provenance="; ".join(filter(None, [link.provenance, provenance])),
         )
         if number in shortest

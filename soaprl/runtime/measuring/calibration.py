@@ -1,20 +1,41 @@
 """What the runtime adds to the work of tasks: fitted from runs of a few strategies.
 
-A rank's thread runs for longer in an iteration than its tasks take by themselves: it packs and unpacks
-messages, and hands them to the library. With m the messages that a rank sends and receives, b the predicted
-seconds of its tasks and updates, and r those that its thread ran,
+A rank's thread runs for longer in an iteration than its tasks take by themselves: it has work to do in every
+iteration, hands messages to the library, and packs and unpacks their bytes. With m the messages that a rank
+sends and receives and the sums of gradients that it takes part in, n the bytes that go into and come out of
+them, b the predicted seconds of its tasks and updates, and r those that its thread ran,
 
-    r - b = overhead * m
+    r - b = iteration + message * m + byte * n
 
-in the least squares of all ranks of all strategies; not below 0. Implemented in `fit_overhead`. What a thread
-runs does not depend on what else the machine does, as long as nothing else goes through its caches.
+in the least squares of all ranks of all strategies, none of the three below 0. Implemented in
+`fit_overheads`. Other programs on the machine matter little: they take the processor away, which is not
+counted, and caches, which is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 
-from soaprl.runtime.program import Exchange, Program
+import numpy as np
+
+from soaprl.cluster.tables import FloatArray
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.boxes import num_elements
+from soaprl.runtime.program import Block, Exchange, Piece, Program, RankProgram, ReduceGradients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What one rank exchanges in an iteration.
+
+    Attributes:
+        num_messages: Messages that it sends and receives, and twice the sums that it takes part in.
+        num_bytes: Bytes of these messages, and twice those of the sums.
+    """
+
+    num_messages: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,56 +43,93 @@ class Load:
     """One rank in an iteration.
 
     Attributes:
-        num_messages: That it sends and receives between tasks.
+        traffic: What it exchanges.
         predicted_s: Seconds that its device computes by the simulator.
         ran_s: Seconds that its thread ran.
     """
 
-    num_messages: int
+    traffic: Traffic
     predicted_s: float
     ran_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overhead:
-    """What a message takes of a rank's thread.
+class Overheads:
+    """What the runtime takes of a rank's thread.
 
     Attributes:
-        message_s: Seconds a message, on either side.
-        error_before: Median relative error of the predicted seconds without it.
-        error_after: And with it.
+        iteration_s: Seconds of every iteration.
+        message_s: Seconds of a message, on either side.
+        s_per_byte: Seconds of a byte, on either side.
+        error_before: Median relative error of the predicted seconds without them.
+        error_after: And with them.
     """
 
+    iteration_s: float
     message_s: float
+    s_per_byte: float
     error_before: float
     error_after: float
 
 
-def num_messages(program: Program) -> tuple[int, ...]:
-    """For each rank, the messages that it sends and receives in an iteration."""
-    return tuple(
-        sum(len(step.sends) + len(step.receives) for step in rank.steps if isinstance(step, Exchange))
-        for rank in program.ranks
+def traffic(graph: OperatorGraph, program: Program) -> tuple[Traffic, ...]:
+    """What each rank exchanges in an iteration."""
+    return tuple(_traffic(graph, rank) for rank in program.ranks)
+
+
+def _traffic(graph: OperatorGraph, rank: RankProgram) -> Traffic:
+    def size(parts: Sequence[Piece] | Sequence[Block]) -> int:
+        return sum(num_elements(part.box) * graph.tensors[part.tensor].itemsize for part in parts)
+
+    messages = [
+        message.pieces
+        for step in rank.steps
+        if isinstance(step, Exchange)
+        for message in (*step.sends, *step.receives)
+    ]
+    sums = [step.cells for step in rank.steps if isinstance(step, ReduceGradients) and len(step.group) > 1]
+    return Traffic(
+        num_messages=len(messages) + 2 * len(sums),
+        num_bytes=sum(size(pieces) for pieces in messages) + 2 * sum(size(cells) for cells in sums),
     )
 
 
-def fit_overhead(loads: Sequence[Load]) -> Overhead:
-    """The overhead of a message; 0 where none was sent."""
-    squares = sum(load.num_messages**2 for load in loads)
-    product = sum(load.num_messages * (load.ran_s - load.predicted_s) for load in loads)
-    message_s = max(0.0, product / squares) if squares else 0.0
-    return Overhead(
-        message_s=message_s,
-        error_before=_error(loads, 0.0),
-        error_after=_error(loads, message_s),
+def fit_overheads(loads: Sequence[Load]) -> Overheads:
+    """The overheads that explain best what ranks ran; ranks that compute nothing count as well."""
+    features = np.array([[1.0, load.traffic.num_messages, load.traffic.num_bytes] for load in loads])
+    added = np.array([load.ran_s - load.predicted_s for load in loads])
+    fitted = _not_negative(features, added)
+    overhead_s = features @ fitted
+    return Overheads(
+        iteration_s=float(fitted[0]),
+        message_s=float(fitted[1]),
+        s_per_byte=float(fitted[2]),
+        error_before=_error(loads, np.zeros(len(loads))),
+        error_after=_error(loads, overhead_s),
     )
 
 
-def _error(loads: Sequence[Load], message_s: float) -> float:
+def _not_negative(features: FloatArray, target: FloatArray) -> FloatArray:
+    """The least-squares coefficients of which none is below 0: the best of all choices of those above 0."""
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
+    count = features.shape[1]
+    best, best_rest = np.zeros(count), float(target @ target)
+    for size in range(1, count + 1):
+        for chosen in combinations(range(count), size):
+            columns = (features / scale)[:, chosen]
+            found = np.linalg.lstsq(columns, target, rcond=None)[0]
+            rest = float(np.square(columns @ found - target).sum())
+            if (found >= 0).all() and rest < best_rest:
+                best, best_rest = np.zeros(count), rest
+                best[list(chosen)] = found
+    return np.asarray(best / scale, np.float64)
+
+
+def _error(loads: Sequence[Load], added_s: FloatArray) -> float:
     """Median relative error; ranks that compute nothing have none."""
     errors = [
-        abs((load.predicted_s + message_s * load.num_messages) / load.ran_s - 1)
-        for load in loads
+        abs((load.predicted_s + added) / load.ran_s - 1)
+        for load, added in zip(loads, added_s.tolist(), strict=True)
         if load.predicted_s > 0 and load.ran_s > 0
     ]
     return median(errors) if errors else 0.0
