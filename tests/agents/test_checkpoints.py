@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from soaprl_agents.checkpoints import CARD, CONFIG, WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
+from soaprl_agents.checkpoints import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    shipped_checkpoint,
+)
 
 from soaprl.errors import PolicyError
 from tests.agents.networks import decided_network
@@ -92,3 +100,10 @@ def test_features_of_another_width_are_an_error(folder: Path) -> None:
 def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="expected a checkpoint"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_the_checkpoint_that_comes_with_soaprl_fits_the_features_and_is_small() -> None:
+    folder = shipped_checkpoint()
+    assert load_checkpoint(folder).name == "generalist"
+    assert (folder / CARD).is_file()
+    assert (folder / WEIGHTS).stat().st_size < 20_000_000
