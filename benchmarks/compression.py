@@ -85,9 +85,9 @@ def section(model: str, batch_size: int, cluster_name: str, dtypes: tuple[str, .
 
 
 _NOTE = """\
-What a search of few evaluations finds, not optima. Cases with small batches on slow links, where gradients are not
-hidden behind the backward pass: with the usual batch (AlexNet, 4,096 on `p100-4x4`) or a larger model (GPT-2,
-16 on `a100-2x8`) compression changed nothing of note.
+What a search of few evaluations finds, not optima. Cases with small batches on slow links, where gradients
+are not hidden behind the backward pass: with the usual batch (AlexNet, 4,096 on `p100-4x4`) or a larger model
+(GPT-2, 16 on `a100-2x8`) compression changed nothing of note.
 """
 
 
