@@ -52,6 +52,8 @@ EXPERTS = {
     "vit-b-16": "megatron",
 }
 # Rounding grows from step to step: how much of what is compared it may be after all of them.
+# From where on rounding decides what training does, there is nothing to compare.
+LARGEST_NOISE = 1e-3
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 
 
@@ -135,6 +137,9 @@ def train(
             module, graph, program, optimizer=gentle, groups=groups, timeout_s=TIMEOUT_S
         )
         for number, (batch, (loss, noise)) in enumerate(zip(batches, expected, strict=True)):
+            if noise > LARGEST_NOISE * abs(loss):
+                assert number > 1, f"{name}, {what}: nothing could be compared"
+                break
             found = runtime.step(*batch).item()
             close = abs(found - loss) <= CLOSE["atol"] + CLOSE["rtol"] * abs(loss) + noise
             assert close, f"{name}, {what}: loss {number}: {found}, not {loss} (noise {noise})"
