@@ -1,7 +1,8 @@
 """What a rank is doing, for whoever has to say where it ended, and what it did, as a trace.
 
 The methods of a rank's state that carry out steps are wrapped, one rank at a time; an executor sees no
-difference. On a GPU a recorded duration is that of the launch.
+difference. On a GPU a recorded duration is that of the launch. Backward passes of a segment
+(`soaprl.runtime.segments`) are one pass, recorded with the first of its tasks.
 """
 
 import mmap

@@ -105,8 +105,6 @@ class RankState:
         device: Where everything is.
         table: Kernels, as `soaprl.runtime.local.kernels` gives them.
         work: What `unrolled` gives for graph and program, where the caller already has it.
-        segmented: Whether tasks share graphs (see `soaprl.runtime.segments`), which is faster; if not, each
-            backward pass happens when its step comes, and can be timed.
 
     Attributes:
         graph: The graph that the program's steps name.
@@ -128,7 +126,6 @@ class RankState:
         table: Mapping[str, Kernel],
         *,
         work: Unrolled | None = None,
-        segmented: bool = True,
     ) -> None:
         self._work = work = unrolled(graph, program.strategy) if work is None else work
         self.graph, self.device, self.program = work.graph, device, program.ranks[rank]
@@ -144,7 +141,7 @@ class RankState:
             self._parameters.put(block, parameter.detach())
         self._parameter_gradients = ParameterGradients(self.parameters)
         self._plans: dict[tuple[int, int], _TaskPlan] = {}
-        self._segment_of = segments_of(self.program, joined=segmented)
+        self._segment_of = segments_of(self.program)
         self._outer = outer_outputs(self.program, self._segment_of)
         self._own = {
             (piece.tensor, piece.part): piece

@@ -23,13 +23,8 @@ Receive: TypeAlias = Callable[[Tensor], None]
 Output: TypeAlias = tuple[GradientEdge | None, Tensor | None]
 
 
-def segments_of(program: RankProgram, *, joined: bool = True) -> dict[Task, int]:
-    """The number of the segment of each task with a backward pass; tasks that run in stages are alone.
-
-    Args:
-        program: What the rank does.
-        joined: Whether a segment may have several tasks.
-    """
+def segments_of(program: RankProgram) -> dict[Task, int]:
+    """The number of the segment of each task with a backward pass; tasks that run in stages are alone."""
     found: dict[Task, int] = {}
     number, last = -1, -2
     for index, step in enumerate(program.steps):
@@ -40,7 +35,7 @@ def segments_of(program: RankProgram, *, joined: bool = True) -> dict[Task, int]
             # A later stage of a task whose last stage came before.
             last = -2
             continue
-        if not joined or step.stage > 0 or last != index - 1 or step.waits:
+        if step.stage > 0 or last != index - 1 or step.waits:
             number += 1
         found[task] = number
         last = index if step.stage == 0 else -2
