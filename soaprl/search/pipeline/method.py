@@ -23,7 +23,7 @@ from soaprl.strategy.strategy import Sharding, Strategy
 
 PIPELINE, ACCUMULATION = "pipeline", "accumulation"
 # How many are simulated, best estimates first, and how many of them with GPipe, too.
-_NUM_SIMULATED, _NUM_GPIPE = 8, 2
+_NUM_SIMULATED, _NUM_GPIPE = 12, 2
 
 
 def search_pipeline(task: SearchTask) -> SearchResult:
