@@ -51,6 +51,7 @@ def cell(summary: Summary, method: str, budget: int) -> Cell:
 def test_a_run_is_read_at_any_budget() -> None:
     known = record("p", "random", 0, (2, 0.1, 5.0), (7, 0.4, 3.0))
     assert [known.best_at(n) for n in (1, 2, 6, 7, 100)] == [inf, 5.0, 5.0, 3.0, 3.0]
+    assert [known.found_at(n) for n in (1, 2, 100)] == [inf, 0.1, 0.4]
     assert [known.best_after(s) for s in (0.05, 0.2, 0.4)] == [inf, 5.0, 3.0]
 
 

@@ -24,7 +24,7 @@ def visits(
     problem = toy_problem(graph, 2)
     policy = ready_policy(decided_network(spread=0.4), problem)
     start = single_device(graph, problem.cluster)
-    guided = Guided(toy_task(problem, evaluator), policy, settings, start)
+    guided = Guided(toy_task(problem, evaluator), lambda: policy, settings, start)
     state = guided.begin()
     found: Counter[Strategy] = Counter()
     while state.step < STEPS:

@@ -39,7 +39,7 @@ def columns(summary: Summary) -> tuple[str, ...]:
         f"beats {reference}",
         "speed-up",
         "optimality gap",
-        "search s",
+        "found after s",
     )
 
 

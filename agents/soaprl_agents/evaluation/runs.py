@@ -82,6 +82,11 @@ class Record(BaseModel):
         known = [t for number, t in zip(self.evaluations, self.best_s, strict=True) if number <= evaluations]
         return known[-1] if known else inf
 
+    def found_at(self, evaluations: int) -> float:
+        """Search time at which the best strategy after so many evaluations was found; infinite if none."""
+        known = [s for number, s in zip(self.evaluations, self.seconds, strict=True) if number <= evaluations]
+        return known[-1] if known else inf
+
     def best_after(self, seconds: float) -> float:
         """Iteration time of the best strategy after so much search time; infinite if none fitted."""
         known = [t for now, t in zip(self.seconds, self.best_s, strict=True) if now <= seconds]

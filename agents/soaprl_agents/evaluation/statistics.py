@@ -40,7 +40,7 @@ class Cell:
         ratio: Geometric mean of its time over the reference's; None where nothing compares.
         wins: Probability that it is faster than the reference on a problem, ties counting half.
         speed_up: Geometric mean of its speed-up over data parallelism, where both fit.
-        seconds: Mean search time up to the budget.
+        seconds: Mean search time after which its best strategy up to the budget was found.
     """
 
     method: str
@@ -108,9 +108,9 @@ class Times:
         return self._table(method, budget, lambda record: record.best_at(budget))
 
     def seconds(self, method: str, budget: int) -> float:
-        """Mean search time until `budget` evaluations; of the whole run if it knows no better."""
-        found = self._table(method, budget, lambda r: r.search_time_s * min(1.0, budget / r.budget))
-        return float(found[np.isfinite(found)].mean())
+        """Mean search time after which the best strategy up to `budget` evaluations was found."""
+        found = self._table(method, budget, lambda record: record.found_at(budget))
+        return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else 0.0
 
     def _table(self, method: str, budget: int, value: Any) -> FloatArray:
         plan, most = self.plan, max(self.plan.budgets)

@@ -24,7 +24,9 @@ without an evaluation.
 Numbers of step t are functions of (seed, t): a search that goes on from its state file walks the same way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import log
 from typing import Any, NamedTuple
 
@@ -83,7 +85,7 @@ def search_guided(
         OutputError: The state file cannot be written.
     """
     chosen = settings or GuidedSettings()
-    return run_procedure(task, Guided(task, ready_policy(network, task.problem), chosen, start))
+    return run_procedure(task, Guided(task, lambda: ready_policy(network, task.problem), chosen, start))
 
 
 class Move(NamedTuple):
@@ -202,19 +204,36 @@ class Guided:
     method = METHOD
 
     def __init__(
-        self, task: SearchTask, policy: ProblemPolicy, settings: GuidedSettings, start: Strategy | None
+        self,
+        task: SearchTask,
+        make_policy: Callable[[], ProblemPolicy],
+        settings: GuidedSettings,
+        start: Strategy | None,
     ) -> None:
-        problem = task.problem
+        self._task = task
+        self._make_policy = make_policy
         self._settings = settings
         named = starts_for(task, start)
         self._names = ", ".join(name for name, _ in named)
         self._starts = tuple(strategy for _, strategy in named)
         self._num_starts = len(self._starts) + (settings.num_samples if start is None else 0)
-        sampling = SampleSettings(batch=max(1, settings.num_samples), num_batches=1)
-        self._sampler = Sampler(task, policy, self._starts, sampling)
         self._given = start is not None
-        proposals = Proposals(problem.graph, problem.cluster.num_devices, settings.proposal)
-        self._proposer = Proposer(policy, proposals, settings.share, task.seed)
+
+    @cached_property
+    def _policy(self) -> ProblemPolicy:
+        # Made when the first strategy is asked for: reading and encoding the problem is search time.
+        return self._make_policy()
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        sampling = SampleSettings(batch=max(1, self._settings.num_samples), num_batches=1)
+        return Sampler(self._task, self._policy, self._starts, sampling)
+
+    @cached_property
+    def _proposer(self) -> Proposer:
+        problem = self._task.problem
+        proposals = Proposals(problem.graph, problem.cluster.num_devices, self._settings.proposal)
+        return Proposer(self._policy, proposals, self._settings.share, self._task.seed)
 
     @property
     def settings(self) -> Signature:

@@ -7,6 +7,7 @@ the batch before, so that a search that goes on from its state file makes the sa
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -109,10 +110,17 @@ class Samples:
 
     def __init__(self, task: SearchTask, network: PolicyNetwork, settings: SampleSettings) -> None:
         named = starts_for(task, None)
-        policy = ready_policy(network, task.problem)
+        self._task = task
+        self._network = network
         self._names = ", ".join(name for name, _ in named)
+        self._starts = tuple(strategy for _, strategy in named)
         self._settings = settings
-        self._sampler = Sampler(task, policy, tuple(strategy for _, strategy in named), settings)
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        # Made when the first strategy is asked for: reading and encoding the problem is search time.
+        policy = ready_policy(self._network, self._task.problem)
+        return Sampler(self._task, policy, self._starts, self._settings)
 
     @property
     def settings(self) -> Signature:
