@@ -444,7 +444,12 @@ class Engine:
 
     def _rebuild(self, status: int) -> None:
         """Enters all blocks anew, with more room."""
-        setting, num_devices, plan_room = self.setting, self.tables.num_devices, 1024
+        setting, num_devices, num_links = (
+            self.setting,
+            self.tables.num_devices,
+            len(self.tables.link_latency_s),
+        )
+        plan_room = max(1024, len(self.graph.plans.time_s))
         while status != DONE:
             graph, replan = self.graph, status == NO_PLANS
             back = graph.needed.operators[2].copy()
@@ -471,9 +476,12 @@ class Engine:
             num_ids = len(work.need)
             self.record = empty_record(num_ids, num_devices, int(np.diff(blocks.back_begin[[0, -1]])[0]))
             if num_ids > len(self.queue.head):
-                self.queue = empty_queue(num_ids, num_devices, len(self.tables.link_latency_s))
+                self.queue = empty_queue(num_ids, num_devices, num_links)
             status = self._perform(REPLAN if replan else REBUILD, change=self._everything)
-            if replan and (status == NO_PLANS or 2 * self.graph.plans.cursor[:3].max() > plan_room):
+            # Room for the plans of the strategy at hand, of the one before, and of the next try of a change
+            # that is tried again: with less, taking a change back and trying it again could plan for ever.
+            needed = 3 * int(self.graph.plans.cursor[:3].max()) + num_devices + num_links
+            if replan and (status == NO_PLANS or needed > plan_room):
                 status, plan_room = NO_PLANS, 2 * plan_room
         self._outcome.numbers[STATUS] = DONE
 

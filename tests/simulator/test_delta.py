@@ -177,3 +177,15 @@ def test_an_illegal_configuration_is_refused_and_changes_nothing() -> None:
     with pytest.raises(StrategyError):
         delta.propose(0, OpConfig((1,) * len(problem.graph.operators[0].factors), (99,)))
     assert delta.propose_all({}) == before
+
+
+def test_plans_have_room_for_a_change_to_be_taken_back_and_tried_again() -> None:
+    graph = chain(num_operators=100, sample=16, channel=16)
+    problem = Problem(graph=graph, cluster=cluster_from_name("p100-4x4"), cost=RooflineCostModel())
+    simulator = Simulator(problem)
+    simulator.evaluate(data_parallel(graph, problem.cluster))
+    plans = simulator.engine.graph.plans
+    used = int(plans.cursor[:3].max())
+    assert used >= 100 * 16
+    num_links = len(problem.cluster.links)
+    assert len(plans.time_s) >= 3 * used + problem.cluster.num_devices + num_links
