@@ -261,10 +261,10 @@ class Engine:
         an interrupt at any moment does no harm.
         """
         numbers = self._outcome.numbers
-        if numbers[OPEN] == 0:
-            return
         if numbers[STATUS] in (NO_PLANS, NO_ROOM):
             self._rebuild(int(numbers[STATUS]))
+        if numbers[OPEN] == 0:
+            return
         layout, changed = self.graph.layout, self.change.operators[: self.change.sizes[0]].tolist()
         stays = all(
             self._patterns.number(o, strategy.configs[o].degrees) == layout.pattern[o]
@@ -281,9 +281,10 @@ class Engine:
 
     def keep(self) -> None:
         """Ends an open proposal: it is the strategy at hand now."""
-        self._outcome.numbers[OPEN] = 0
         self._refused = 0
+        # In this order: an interrupt in between must not leave the schedule of another strategy.
         self.drop_schedule()
+        self._outcome.numbers[OPEN] = 0
 
     def scan(
         self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale

@@ -256,7 +256,8 @@ def take_change_back(setting: Setting, found: Found, graph: Graph, change: Chang
     outcome.numbers[OPEN] = 0
     add_load(setting, found, graph, change, 1)
     _add_load_at_hand(setting, found, graph, change, -1)
-    return apply(setting, found, graph, change)
+    outcome.numbers[STATUS] = apply(setting, found, graph, change)
+    return int(outcome.numbers[STATUS])
 
 
 @inner_kernel
