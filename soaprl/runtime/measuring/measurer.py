@@ -20,8 +20,9 @@ from soaprl.runtime.measuring.contents import Regions, index_bounds, output_grad
 from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.segments import differentiate
 
-# An optimizer's step is measured with this many parameters of a size, and divided by as many.
-_UPDATED = 4
+# An optimizer's step is measured with this many parameters of a size, and divided by as many; with fewer
+# where they would take more than so many bytes together.
+_UPDATED, _UPDATED_BYTES = 4, 2**28
 _CACHE_BYTES = 32 * 2**20
 _SEED = 0
 
@@ -78,10 +79,11 @@ class ShardMeasurer:
         """
         from soaprl.runtime.launch_job import optimizer_maker
 
+        count = max(1, min(_UPDATED, _UPDATED_BYTES // max(num_bytes, 1)))
         with self._prepared():
             parameters = [
                 torch.nn.Parameter(torch.rand(max(1, num_bytes // 4), device=self.device))
-                for _ in range(_UPDATED)
+                for _ in range(count)
             ]
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
@@ -96,7 +98,7 @@ class ShardMeasurer:
 
             whole = self._timed(clock, run)
         return Measurement(
-            forward_s=whole.forward_s / _UPDATED, backward_s=0.0, spread=whole.spread, repeats=whole.repeats
+            forward_s=whole.forward_s / count, backward_s=0.0, spread=whole.spread, repeats=whole.repeats
         )
 
     def _clock(self) -> Clock:
