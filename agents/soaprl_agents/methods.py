@@ -37,7 +37,7 @@ def learned_methods(policy: Path | None = None) -> dict[str, Method]:
             iterative=True,
             resumable=True,
             function=partial(_guided, policy),
-            started=partial(_guided_from, policy),
+            started=partial(_guided, policy),
         ),
         Method(
             name="finetune",
@@ -61,10 +61,6 @@ def _guided(folder: Path | None, task: SearchTask, start: Strategy | None = None
     from soaprl_agents.searching import guided
 
     return guided.search_guided(task, _network(folder), start=start)
-
-
-def _guided_from(folder: Path | None, task: SearchTask, start: Strategy) -> SearchResult:
-    return _guided(folder, task, start)
 
 
 def _finetune(folder: Path | None, task: SearchTask) -> SearchResult:
