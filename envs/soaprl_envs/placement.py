@@ -7,17 +7,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from soaprl.errors import SimulationError
-from soaprl.simulator import Evaluation, SimulationResult
-from soaprl.strategy.strategy import Strategy
 from soaprl_envs.arena import Arena
-from soaprl_envs.base import CODE, Observation, Problems, SoapEnv, box, standing
+from soaprl_envs.base import CODE, Observation, Problems, box, standing
 from soaprl_envs.context import NUM_CONTEXT
 from soaprl_envs.features import NUM_CANDIDATE, NUM_OPERATOR
 from soaprl_envs.spaces import SpaceLimits
-from soaprl_envs.walks import Walk, WalkPool
+from soaprl_envs.walking import WalkingEnv
+from soaprl_envs.walks import Walk
 
 
-class PlacementEnv(SoapEnv[np.int64]):
+class PlacementEnv(WalkingEnv[np.int64]):
     """One operator a step, in topological order, from data parallelism.
 
     Registered as ``soaprl/Placement-v0``. K is the most candidates of an operator (`limits.candidates`).
@@ -86,23 +85,7 @@ class PlacementEnv(SoapEnv[np.int64]):
             }
         )
         self.action_space = spaces.Discrete(count)
-        self._walks = WalkPool()
-        self._walk: Walk | None = None
         self._operator = 0
-
-    @property
-    def strategy(self) -> Strategy:
-        """The strategy as it is now."""
-        return self._open().strategy
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """What the simulator says about it."""
-        return self._open().evaluation
-
-    def result(self) -> SimulationResult:
-        """All that the simulator says about it."""
-        return self._open().simulator.result()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,11 +121,6 @@ class PlacementEnv(SoapEnv[np.int64]):
         mine = arena.choices.mask[self._turn(arena)]
         mask[: len(mine)] = mine
         return mask
-
-    def _open(self) -> Walk:
-        self._at_hand()
-        assert self._walk is not None, "an episode has a walk"
-        return self._walk
 
     def _turn(self, arena: Arena) -> int:
         return min(self._operator, arena.choices.num_operators - 1)

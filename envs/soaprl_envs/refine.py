@@ -7,16 +7,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from soaprl.errors import SimulationError
-from soaprl.simulator import Evaluation, SimulationResult
-from soaprl.strategy.strategy import Strategy
 from soaprl_envs.arena import Arena
-from soaprl_envs.base import CODE, Observation, Problems, SoapEnv, box, padded, standing
+from soaprl_envs.base import CODE, Observation, Problems, box, padded, standing
 from soaprl_envs.features import NUM_CANDIDATE, NUM_OPERATOR
 from soaprl_envs.spaces import SpaceLimits
-from soaprl_envs.walks import Walk, WalkPool
+from soaprl_envs.walking import WalkingEnv
+from soaprl_envs.walks import Walk
 
 
-class RefineEnv(SoapEnv[NDArray[np.int64]]):
+class RefineEnv(WalkingEnv[NDArray[np.int64]]):
     """Improvement: each step gives one operator another candidate, until the budget ends.
 
     Registered as ``soaprl/Refine-v0``. N and K are the most operators and candidates (`limits`).
@@ -80,22 +79,6 @@ class RefineEnv(SoapEnv[NDArray[np.int64]]):
         self._budget = budget
         self._num_steps = 0
         self._best_s = 0.0
-        self._walks = WalkPool()
-        self._walk: Walk | None = None
-
-    @property
-    def strategy(self) -> Strategy:
-        """The strategy as it is now."""
-        return self._open().strategy
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """What the simulator says about it."""
-        return self._open().evaluation
-
-    def result(self) -> SimulationResult:
-        """All that the simulator says about it."""
-        return self._open().simulator.result()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -124,11 +107,6 @@ class RefineEnv(SoapEnv[NDArray[np.int64]]):
         if self.render_mode == "human" and terminated:
             self.render()
         return self._observed(arena, walk), reward, terminated, False, self._information(arena, walk)
-
-    def _open(self) -> Walk:
-        self._at_hand()
-        assert self._walk is not None, "an episode has a walk"
-        return self._walk
 
     def _observed(self, arena: Arena, walk: Walk) -> Observation:
         most, features, chosen = self.limits, arena.features, walk.contexts.chosen[0]
