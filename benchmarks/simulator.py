@@ -44,6 +44,7 @@ from soaprl.graph.zoo import zoo_models
 from soaprl.search import Budget, MetropolisSettings, Proposals, ProposalSettings, SearchTask, metropolis
 from soaprl.simulator import DeltaSimulator, Problem, Simulator
 from soaprl.simulator.engine import Engine
+from soaprl.simulator.entry import NO_SCALE, PROPOSE, TAKE_BACK, no_rows
 from soaprl.simulator.memory import peak_memory
 from soaprl.simulator.patch import (
     DONE,
@@ -59,6 +60,7 @@ from soaprl.simulator.queue import Queue
 from soaprl.simulator.record import Record
 from soaprl.simulator.schedule import schedule
 from soaprl.simulator.state import ACTIVATION_BYTES, GRADIENT_BYTES, HALF, NUM_TASKS, SYNC_BYTES, UPDATE_ID
+from soaprl.simulator.trial import Limits, Outcome, Rows, Scale
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import OpConfig, Strategy
 
@@ -137,6 +139,12 @@ def simulate_fully(
 
 
 @_uncached
+def apply_change(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
+    """`apply`, which only compiled code can call."""
+    return apply(setting, found, graph, change)
+
+
+@_uncached
 def schedule_often(setting: Setting, graph: Graph, queue: Queue, horizon_s: float, times: int) -> float:
     """Schedules the same task graph so many times; returns the last time of the last finish."""
     last_s = 0.0
@@ -162,23 +170,25 @@ def receive_full(
 
 
 @filling_kernel
-def receive_proposal(
+def receive_all(
+    action: int,
     setting: Setting,
     found: Found,
     graph: Graph,
     change: Change,
     record: Record,
     queue: Queue,
-    memory: Memory,
+    limits: Limits,
+    outcome: Outcome,
+    rows: Rows,
+    scale: Scale,
     horizon_s: float,
     limit_s: float,
-) -> None:
-    """Takes what a proposal takes, and does nothing."""
-
-
-@filling_kernel
-def receive_rollback(setting: Setting, found: Found, graph: Graph, change: Change) -> None:
-    """Takes what taking a proposal back takes, and does nothing."""
+    first: int,
+    end: int,
+) -> int:
+    """Takes what `soaprl.simulator.entry.perform` takes, and does nothing."""
+    return action
 
 
 @filling_kernel
@@ -269,7 +279,7 @@ class FullSimulator:
         """The engine with the strategy with changes, which is not scheduled: that would make it faster."""
         engine = self.engine
         engine.stage(changes.items())
-        status = apply(engine.setting, engine.found, engine.graph, engine.change)
+        status = apply_change(engine.setting, engine.found, engine.graph, engine.change)
         assert status == DONE, "`learn` comes first"
         return engine
 
@@ -280,15 +290,21 @@ class FullSimulator:
 
     def outside_us(self, changes: dict[int, OpConfig]) -> float:
         """How long the part of a proposal and its rollback takes that is not compiled."""
-        engine, memory, horizon_s = self.engine, self.memory, self._horizon_s
+        engine, memory, horizon_s, rows = self.engine, self.memory, self._horizon_s, no_rows()
+        limits = Limits(
+            peaks=memory.peaks,
+            live=memory.live,
+            capacity=memory.capacity,
+            state_per_byte=self._state_per_byte,
+        )
+        outcome = Outcome(time_s=memory.time_s, numbers=memory.numbers)
 
         def pretend() -> None:
             engine.stage(changes.items())
-            setting, found, graph, change = engine.setting, engine.found, engine.graph, engine.change
-            receive_proposal(
-                setting, found, graph, change, engine.record, engine.queue, memory, horizon_s, inf
-            )
-            receive_rollback(setting, found, graph, change)
+            for action in (PROPOSE, TAKE_BACK):
+                setting, found, graph, change = engine.setting, engine.found, engine.graph, engine.change
+                now = engine.record, engine.queue, limits, outcome, rows, NO_SCALE, horizon_s, inf, 0, 0
+                receive_all(action, setting, found, graph, change, *now)
 
         return _timed_us(pretend)
 
