@@ -69,3 +69,16 @@ def progress_bar() -> Iterator[Progress]:
         disable=not console.is_terminal,
     ) as progress:
         yield progress
+
+
+@contextmanager
+def waiting(what: str, status: str) -> Iterator[None]:
+    """A display on standard error that moves until the work is done.
+
+    Args:
+        what: What is done.
+        status: More about it.
+    """
+    with progress_bar() as display:
+        display.add_task(what, total=None, status=status)
+        yield

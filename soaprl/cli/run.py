@@ -1,6 +1,6 @@
 """`soaprl run`: train a model by a strategy, on local processes or under torchrun."""
 
-from soaprl.cli.arguments import BatchSize, Json, ModelOptions, NoCoarsen, Seed
+from soaprl.cli.arguments import BatchSize, Json, ModelOptions, NoCoarsen, Seed, ShardingName
 from soaprl.cli.run_arguments import (
     Backend,
     BatchNorm,
@@ -29,6 +29,7 @@ def run(
     strategy: StrategyName = None,
     cluster: Cluster = None,
     num_processes: NumProcesses = None,
+    sharding: ShardingName = None,
     steps: Steps = 10,
     dry_run: DryRun = False,
     check: Check = False,
@@ -62,6 +63,7 @@ def run(
         strategy=strategy,
         cluster=cluster,
         num_processes=num_processes,
+        sharding=sharding,
         optimizer=optimizer,
         learning_rate=learning_rate,
         batch_norm=batch_norm,

@@ -1,6 +1,7 @@
 """What `soaprl run` does: model, cluster and strategy from words; the program shown, or run and reported."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from soaprl.cli.inputs import (
     load_model,
     prepared_problem,
 )
-from soaprl.cli.output import say
+from soaprl.cli.output import say, waiting
 from soaprl.cli.records import choice_of
 from soaprl.cli.run_wishes import Wishes, check_words, choose_cluster, strategy_named_as_model
 from soaprl.cli.simulating import Simulated, choose_strategy, simulate_chosen
@@ -82,15 +83,21 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
             " model of the zoo or path/file.py:factory that it was captured from"
         )
     cluster = choose_cluster(wishes, chosen, place)
-    graph = load_model(choice, cluster.num_devices)
+    with _shown(place, "capturing", choice.name):
+        graph = load_model(choice, cluster.num_devices)
     if place is None or place.rank == 0:
         for note in graph.notes:
             say(f"soaprl: {note}")
     execution = chosen.executed(Execution(optimizer=wishes.optimizer))
-    prepared = prepared_problem(choice, graph, cluster, execution)
+    prepared = prepared_problem(choice, graph, cluster, execution, wishes.sharding)
     _check_formats(prepared.assumptions)
     simulated = simulate_chosen(prepared, chosen)
     return _compiled(prepared, simulated, wishes, place)
+
+
+def _shown(place: "Elastic | None", what: str, status: str) -> AbstractContextManager[None]:
+    """A display of what takes a while, by the first of several processes alone."""
+    return waiting(what, status) if place is None or place.rank == 0 else nullcontext()
 
 
 def _check_formats(assumptions: Assumptions) -> None:
@@ -143,8 +150,11 @@ def _compiled(
     )
     options = CompileOptions(batch_norm=job.batch_norm, precision=job.precision)
     fingerprint = graph_fingerprint(graph)
-    program = compile_program(graph, bound, num_ranks=job.num_ranks, options=options, fingerprint=fingerprint)
-    check_program(program, graph, fingerprint=fingerprint)
+    with _shown(place, "compiling", f"the programs of {job.num_ranks} ranks"):
+        program = compile_program(
+            graph, bound, num_ranks=job.num_ranks, options=options, fingerprint=fingerprint
+        )
+        check_program(program, graph, fingerprint=fingerprint)
     return PreparedRun(
         job=job, graph=graph, program=program, prepared=prepared, simulated=simulated, place=place
     )

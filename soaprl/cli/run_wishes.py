@@ -11,6 +11,7 @@ from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.files import cluster_from_dict, load_cluster
 from soaprl.errors import ExecutionError, SoaprlError, unknown_name
 from soaprl.strategy.files import FORMAT, StrategyRecord
+from soaprl.strategy.strategy import Sharding
 
 if TYPE_CHECKING:
     from soaprl.runtime.launch import Elastic
@@ -25,6 +26,7 @@ class Wishes:
     strategy: str | None
     cluster: str | None
     num_processes: int | None
+    sharding: Sharding | None
     optimizer: str | None
     learning_rate: float | None
     batch_norm: str

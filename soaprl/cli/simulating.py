@@ -5,8 +5,6 @@ Above `FOLD_ABOVE` devices one of each class of replicas is simulated where the 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from soaprl.atomic import check_writable
 from soaprl.cli.inputs import GRAPH_SUFFIXES, Execution, ModelChoice, Prepared
 from soaprl.cli.known import known_method, known_methods
-from soaprl.cli.output import progress_bar, say
+from soaprl.cli.output import say, waiting
 from soaprl.cli.records import make_record
 from soaprl.cli.searching import make_budget, make_outcome, ready_simulator, run_method
 from soaprl.errors import OutputError, unknown_name
@@ -32,6 +30,7 @@ from soaprl.strategy.files import StrategyRecord, ZooModel, load_strategy
 from soaprl.strategy.strategy import Sharding, Strategy
 
 FOLD_ABOVE = 256
+_FEW = "few devices for all; compiled once on a machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,7 @@ def simulate_chosen(prepared: Prepared, chosen: Chosen, *, fold: bool | None = N
                 clock=time.perf_counter,
                 sharding=prepared.sharding or Sharding.NONE,
             )
-            with _waiting():
+            with waiting("simulating", _FEW):
                 found = search(known_method(chosen.name), task)
         num_evaluations, search_time_s = found.num_evaluations, found.search_time_s
         strategy, record = found.strategy, make_record(prepared, found, budget)
@@ -162,21 +161,14 @@ def _simulated(
     problem: Problem, strategy: Strategy, simulator: Simulator | SymmetrySimulator
 ) -> SimulationResult | FoldedResult:
     if isinstance(simulator, Simulator):
-        return simulate(problem, strategy, simulator=simulator)
-    with _waiting():
+        with waiting("simulating", "one iteration, task by task"):
+            return simulate(problem, strategy, simulator=simulator)
+    with waiting("simulating", _FEW):
         result = simulate_by_symmetry(problem, strategy)
     if isinstance(result, FoldedResult):
         few, all_devices = result.kept.problem.cluster.num_devices, problem.cluster.num_devices
         say(f"soaprl: {few} devices were simulated for all {all_devices}: the others do the same")
     return result
-
-
-@contextmanager
-def _waiting() -> Iterator[None]:
-    """A display on standard error that moves until the work is done."""
-    with progress_bar() as display:
-        display.add_task("simulating", total=None, status="few devices for all; compiled once on a machine")
-        yield
 
 
 def _other_cluster(strategy: str, found_for: str, simulated_on: str) -> str:

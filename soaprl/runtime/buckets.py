@@ -1,10 +1,27 @@
 """Parameter cells on their way to be reduced: small ones with the same holders wait for each other."""
 
+from collections.abc import Iterable
+
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.cells import Cell
 from soaprl.runtime.exchanges import total_bytes
 
 FIRST_BUCKET_BYTES = 2**20
+
+
+def packed(graph: OperatorGraph, cells: Iterable[Cell], bucket_bytes: int) -> list[list[Cell]]:
+    """Cells with the same holders and data type together, until they have `bucket_bytes`."""
+    full: list[list[Cell]] = []
+    filling: dict[tuple[tuple[int, ...], str], list[Cell]] = {}
+    sizes: dict[tuple[tuple[int, ...], str], int] = {}
+    for cell in cells:
+        key = (cell.holders, graph.tensors[cell.block.tensor].dtype)
+        filling.setdefault(key, []).append(cell)
+        sizes[key] = sizes.get(key, 0) + total_bytes(graph, [cell.block])
+        if sizes[key] >= bucket_bytes:
+            del sizes[key]
+            full.append(filling.pop(key))
+    return [*full, *filling.values()]
 
 
 class Buckets:

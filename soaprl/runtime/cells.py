@@ -112,14 +112,18 @@ def _tensor_cells(
     ]
 
 
-def rank_blocks(cells: list[Cell], num_ranks: int) -> list[tuple[Block, ...]]:
-    """For each rank, what it holds of every parameter in as few boxes as possible."""
+def rank_blocks(cells: list[Cell], num_ranks: int, *, joined: bool = True) -> list[tuple[Block, ...]]:
+    """For each rank, what it holds of every parameter: in as few boxes as possible, or cell by cell."""
     by_rank: list[dict[int, list[Box]]] = [{} for _ in range(num_ranks)]
     for cell in cells:
         for rank in cell.holders:
             by_rank[rank].setdefault(cell.block.tensor, []).append(cell.block.box)
     return [
-        tuple(Block(tensor=t, box=box) for t, boxes in held.items() for box in _joined(boxes))
+        tuple(
+            Block(tensor=tensor, box=box)
+            for tensor, boxes in held.items()
+            for box in (_joined(boxes) if joined else boxes)
+        )
         for held in by_rank
     ]
 

@@ -9,7 +9,9 @@ What is proved, and where:
   when it is complete: `soaprl.runtime.check_rank`;
 - each pass comes where the strategy's schedule has it: `soaprl.runtime.check_rank`;
 - every element of a parameter is held by the ranks that read it, reduced over exactly these if they are
-  several, owned by one and updated by all: `soaprl.runtime.check_parameters`.
+  several, owned by one and updated by all, or, where state is sharded, updated by its owner, which gets its
+  gradient, and gathered by all: `soaprl.runtime.check_parameters`. Where parameters are sharded, what a task
+  reads has been gathered and not been released: `soaprl.runtime.check_rank`.
 
 It shares with the compiler only the rules of the operators (which task touches what). Errors name the rank,
 the step and the operator.

@@ -1,6 +1,7 @@
 """Checks who holds, reduces, owns and updates the elements of every parameter, and of running statistics."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,16 @@ from soaprl.runtime.program import (
     Block,
     Box,
     Forward,
+    GatherParameters,
     Program,
     ReduceGradients,
     ReduceNorm,
+    ScatterGradients,
     Update,
     UpdateBuffers,
 )
 from soaprl.runtime.statistics import channel_groups, normalizations
+from soaprl.strategy.strategy import Sharding
 
 _Counts = NDArray[np.int64]
 
@@ -50,12 +54,18 @@ class _Found:
 
 
 def _blocks(rank: int, program: Program) -> Iterable[tuple[object, tuple[Block, ...]]]:
-    """All mentions of parameters in one rank's program; a bucket's group says what it is."""
+    """All mentions of parameters in one rank's program: what it does with them, over which group if any."""
     yield "held", program.ranks[rank].parameters
     yield "owned", program.ranks[rank].owned
     for step in program.ranks[rank].steps:
         if isinstance(step, ReduceGradients):
-            yield step.group, step.cells
+            yield ("reduced", step.group), step.cells
+        elif isinstance(step, ScatterGradients):
+            yield ("reduced", step.group), tuple(chain(*step.parts))
+            yield "scattered", step.parts[step.group.index(rank)]
+        elif isinstance(step, GatherParameters):
+            yield ("gathered", step.group), tuple(chain(*step.parts))
+            yield "given", step.parts[step.group.index(rank)]
         elif isinstance(step, Update):
             yield "updated", step.parameters
         elif isinstance(step, ReduceNorm):
@@ -112,13 +122,36 @@ class _TensorCheck:
             raise self.wrong(0, "elements that no task reads should be held by one rank")
         self._check_once("owned", held, np.ones(self.sides, np.bool_))
         trained = self.graph.tensors[self.tensor].requires_grad and bool(contributed.any())
+        sharded = self.program.sharding is not Sharding.NONE
         for rank in everyone:
-            if (self._grid("updated", rank) != (held[rank] if trained else 0)).any():
-                expected = "exactly what it holds" if trained else "nothing"
+            updated = self._grid("owned", rank) if sharded else held[rank]
+            if (self._grid("updated", rank) != (updated if trained else 0)).any():
+                expected = f"exactly what it {'owns' if sharded else 'holds'}" if trained else "nothing"
                 raise self.wrong(rank, f"the rank should update {expected}")
         if self.program.options.clip_gradients:
             self._check_once("counted", held, np.full(self.sides, trained))
-        self._check_reductions(held, contributed & trained & (num_readers > 1))
+        several = num_readers > 1
+        self._check_groups("reduced", held, contributed & trained & several)
+        if sharded:
+            self._check_parts(held, several, contributed & trained, trained=trained)
+
+    def _check_parts(
+        self, held: list[_Counts], several: NDArray[np.bool_], reduced: NDArray[np.bool_], *, trained: bool
+    ) -> None:
+        """What is sharded is scattered to those that own it, and gathered from them."""
+        # Parameters that are themselves sharded are gathered as often as passes need them.
+        once = None if self.program.sharding is Sharding.ZERO3 else several & trained
+        self._check_groups("gathered", held, once)
+        for rank in range(len(held)):
+            owned = self._grid("owned", rank)
+            if (self._grid("scattered", rank) != (owned.astype(bool) & reduced & several)).any():
+                raise self.wrong(rank, "the rank should get the gradients of exactly what it owns")
+            gathered = sum((self._grid(key, rank) for key in self._groups("gathered")), 0 * owned)
+            if (self._grid("given", rank) != owned * gathered).any():
+                raise self.wrong(rank, "the rank should give exactly what it owns")
+
+    def _groups(self, what: str) -> set[tuple[str, tuple[int, ...]]]:
+        return {key for key, _ in self.counts if isinstance(key, tuple) and key[0] == what}
 
     def _check_once(self, what: str, held: list[_Counts], wanted: NDArray[np.bool_]) -> None:
         """Every wanted element is `what` on one rank that holds it, and no others are."""
@@ -129,19 +162,19 @@ class _TensorCheck:
         if (np.sum(counts, axis=0) != wanted).any():
             raise self.wrong(0, f"every element should be {what} on one rank")
 
-    def _check_reductions(self, held: list[_Counts], wanted: NDArray[np.bool_]) -> None:
-        groups = {what for what, _ in self.counts if isinstance(what, tuple)}
+    def _check_groups(self, what: str, held: list[_Counts], wanted: NDArray[np.bool_] | None) -> None:
+        """Elements are `what` once (or however often) over exactly the ranks that hold them."""
         for rank, holds in enumerate(held):
             total = np.zeros(self.sides, np.int64)
-            for group in groups:
-                count = self._grid(group, rank)
+            for key in self._groups(what):
+                count, group = self._grid(key, rank), key[1]
                 total += count
                 members = np.array([other in group for other in range(len(held))])
                 same = np.array(held).reshape(len(held), -1).astype(bool) == members[:, None]
                 if (count.reshape(-1).astype(bool) & ~same.all(axis=0)).any():
-                    raise self.wrong(rank, f"reduced over {group}, which are not exactly its holders")
-            if (total != (wanted & holds.astype(bool))).any():
-                raise self.wrong(rank, "every element that several ranks hold should be reduced once")
+                    raise self.wrong(rank, f"{what} over {group}, which are not exactly its holders")
+            if wanted is not None and (total != (wanted & holds.astype(bool))).any():
+                raise self.wrong(rank, f"every element that several ranks hold should be {what} once")
 
 
 def _check_recorded(program: Program, graph: OperatorGraph, tasks: tuple[Tasks, ...]) -> None:

@@ -1,6 +1,7 @@
 """Checks one rank's program by following what is there: contents, gradients, finished tasks."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from soaprl.errors import ProgramError
 from soaprl.graph.operators import TensorRole
@@ -15,6 +16,7 @@ from soaprl.runtime.program import (
     Block,
     Exchange,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Piece,
@@ -25,11 +27,14 @@ from soaprl.runtime.program import (
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Step,
     Update,
 )
 from soaprl.runtime.sources import constant_arguments
 from soaprl.runtime.statistics import channel_groups, synchronized_calls
+from soaprl.strategy.strategy import Sharding
 
 _Task = tuple[int, int]
 
@@ -71,14 +76,30 @@ class _Follower:
         self.statistics: set[tuple[str, int, int, int]] = set()
         self.seeded: set[int] = set()
         self.reduced: list[tuple[int, Block]] = []
+        # Where parameters are sharded: the blocks that are not always there as a whole, and those that are.
+        self.kept_in_parts = self._kept_in_parts()
+        self.gathered: set[Block] = set()
+        self.updates = any(isinstance(step, Update) for step in rank.steps)
         self.updated = False
 
     def wrong(self, problem: str) -> ProgramError:
         return wrong_step(self.graph, self.rank.rank, self.index, self.step, problem)
 
+    def _kept_in_parts(self) -> set[Block]:
+        if self.program.sharding is not Sharding.ZERO3:
+            return set()
+        gathers = [step for step in self.rank.steps if isinstance(step, GatherParameters)]
+        parts = [part for step in gathers for part in chain(*step.parts)]
+        return {
+            block
+            for block in self.rank.parameters
+            if sum(_shared_elements(block, own) for own in self.rank.owned) < num_elements(block.box)
+            or any(_shared_elements(block, part) for part in parts)
+        }
+
     def follow(self, index: int, step: Step) -> None:
         self.index, self.step = index, step
-        if self.updated:
+        if self.updated and not isinstance(step, GatherParameters):
             raise self.wrong("expected nothing after the update")
         for number in waits_of(step):
             self._arrive(self.posted.pop(number))
@@ -98,7 +119,13 @@ class _Follower:
             case ReduceLoss():
                 self._loss(step)
             case ReduceGradients():
-                self._reduce(step)
+                self._reduce(step, step.cells)
+            case ScatterGradients():
+                self._reduce(step, tuple(chain(*step.parts)))
+            case GatherParameters():
+                self._gather()
+            case ReleaseParameters():
+                self._release(step)
             case ReduceNorm():
                 self._reductions_are_there()
             case Update():
@@ -129,6 +156,8 @@ class _Follower:
     def _arrive(self, step: Step) -> None:
         if isinstance(step, ReduceStatistics):
             self.statistics.update((step.direction, step.operator, step.stage, part) for part in step.parts)
+        if isinstance(step, GatherParameters):
+            self._parameters_arrive(step)
         if not isinstance(step, Exchange):
             return
         for piece in (piece for message in step.receives for piece in message.pieces):
@@ -172,6 +201,7 @@ class _Follower:
         if place < self.place:
             raise self.wrong("the schedule has it before the pass that came last")
         self.place = place
+        self._parameters_are_there(step)
         layout = self.tasks[step.operator]
         if step.part >= len(layout.ranks) or layout.ranks[step.part] != self.rank.rank:
             raise self.wrong("the strategy has no such task on this rank")
@@ -289,15 +319,17 @@ class _Follower:
             raise self.wrong("expected one reduction of the loss")
         self.seeded.add(loss)
 
-    def _reduce(self, step: ReduceGradients) -> None:
-        for cell in step.cells:
+    def _reduce(self, step: ReduceGradients | ScatterGradients, cells: tuple[Block, ...]) -> None:
+        if isinstance(step, ScatterGradients) is (self.program.sharding is Sharding.NONE):
+            raise self.wrong(f"the strategy's sharding is {self.program.sharding.value!r}")
+        for cell in cells:
             for _, other in self.reduced:
                 if other.tensor == cell.tensor and num_elements(common(other.box, cell.box)):
                     raise self.wrong(f"{self.graph.tensors[cell.tensor].name!r} is reduced twice")
             late = {task for task in self._contributors(cell) if self.backward.get(task) != 0}
             if late:
                 raise self.wrong(f"the backward pass of {names(self.graph, late)} still has to contribute")
-        self.reduced += [(step.id, cell) for cell in step.cells]
+        self.reduced += [(step.id, cell) for cell in cells]
 
     def _contributors(self, cell: Block) -> Iterable[_Task]:
         for number, (operator, layout) in enumerate(zip(self.graph.operators, self.tasks, strict=True)):
@@ -309,8 +341,40 @@ class _Follower:
 
     def _reductions_are_there(self) -> None:
         for number, step in self.posted.items():
-            if isinstance(step, ReduceGradients | ReduceNorm):
+            if isinstance(step, ReduceGradients | ScatterGradients | ReduceNorm):
                 raise self.wrong(f"it does not wait for #{number}")
+
+    # Parameters that are sharded.
+
+    def _gather(self) -> None:
+        if self.program.sharding is Sharding.NONE:
+            raise self.wrong("the strategy shards nothing")
+        if self.program.sharding is not Sharding.ZERO3 and self.updates and not self.updated:
+            raise self.wrong("expected it after the update")
+
+    def _parameters_arrive(self, step: GatherParameters) -> None:
+        parts = list(chain(*step.parts))
+        for block in self.kept_in_parts:
+            found = sum(_shared_elements(block, part) for part in parts)
+            if found and (found != num_elements(block.box) or block in self.gathered):
+                name = self.graph.tensors[block.tensor].name
+                raise self.wrong(f"#{step.id} brings only a part of {name!r}, or what is there")
+            if found:
+                self.gathered.add(block)
+
+    def _release(self, step: ReleaseParameters) -> None:
+        for block in step.blocks:
+            if block not in self.gathered:
+                raise self.wrong(f"{self.graph.tensors[block.tensor].name!r} was not gathered before")
+            self.gathered.discard(block)
+
+    def _parameters_are_there(self, step: Forward | Backward) -> None:
+        operator, layout = self.graph.operators[step.operator], self.tasks[step.operator]
+        for block in expected_blocks(operator.parameters, layout.parameters, step.part):
+            for held in self.kept_in_parts - self.gathered:
+                if _shared_elements(held, block):
+                    name = self.graph.tensors[held.tensor].name
+                    raise self.wrong(f"{name!r} was neither kept whole nor gathered and awaited")
 
     def finish(self) -> None:
         """Checks that nothing is missing or left over."""
@@ -339,7 +403,14 @@ class _Follower:
                 raise wrong(f"nothing waits for #{step.id}, which brings something")
         if self.seeded != set(self.work.losses):
             raise wrong("the loss is not reduced")
+        if self.gathered:
+            first = min(self.graph.tensors[block.tensor].name for block in self.gathered)
+            raise wrong(f"{first!r} is gathered and never released")
 
     def _ran(self, task: _Task) -> bool:
         tensors = [access.tensor for access in self.graph.operators[task[0]].outputs]
         return task in self.stages and all((tensor, task[1]) in self.written for tensor in tensors)
+
+
+def _shared_elements(first: Block, second: Block) -> int:
+    return num_elements(common(first.box, second.box)) if first.tensor == second.tensor else 0

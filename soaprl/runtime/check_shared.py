@@ -9,6 +9,7 @@ which needs that each send has a receive: (4).
 """
 
 from dataclasses import replace
+from itertools import chain
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check_errors import wrong_step
@@ -17,19 +18,19 @@ from soaprl.runtime.program import (
     Backward,
     Exchange,
     Forward,
+    GatherParameters,
     Message,
     Program,
     ReduceGradients,
     ReduceLoss,
     ReduceNorm,
-    ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Shared,
     Step,
     Update,
-    UpdateBuffers,
 )
 
-SHARED = (Exchange, ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
 _Place = tuple[int, int, Shared]
 
 
@@ -52,7 +53,7 @@ def _check_order(
     """(1) and (3); enters the shared steps into `places`, by id."""
     last = -1
     for index, step in enumerate(steps):
-        if isinstance(step, SHARED):
+        if isinstance(step, Shared):
             if step.id <= last:
                 problem = f"expected an id above #{last}, the rank's last: ranks could wait for each other"
                 raise wrong_step(graph, rank, index, step, problem)
@@ -68,13 +69,15 @@ def _check_order(
                 problem = f"expected each wait once, found #{number} once more"
                 raise wrong_step(graph, rank, index, step, problem)
             awaited.add(number)
-        if isinstance(step, SHARED):
+        if isinstance(step, Shared):
             posted.add(step.id)
 
 
 def waits_of(step: Step) -> tuple[int, ...]:
     """The ids that a step waits for."""
-    return step.waits if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | Update) else ()
+    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
+        return step.waits
+    return ()
 
 
 def _check_members(graph: OperatorGraph, members: list[_Place]) -> None:
@@ -127,14 +130,18 @@ def _check_sides(graph: OperatorGraph, exchanges: dict[int, tuple[int, Exchange]
 
 
 def _check_agreement(graph: OperatorGraph, members: list[_Place]) -> None:
-    """All ranks of a reduction reduce the same."""
+    """All ranks of a group do the same."""
     rank, _, first = members[0]
     for other, index, step in members[1:]:
         if _content(step) != _content(first):
-            raise wrong_step(graph, other, index, step, f"rank {rank} reduces something else in #{first.id}")
-    if isinstance(first, ReduceGradients):
-        dtypes = {graph.tensors[cell.tensor].dtype for cell in first.cells}
-        size = total_bytes(graph, first.cells)
+            raise wrong_step(graph, other, index, step, f"rank {rank} has something else in #{first.id}")
+    if isinstance(first, ScatterGradients | GatherParameters) and len(first.parts) != len(first.group):
+        problem = f"expected parts for {len(first.group)} ranks, found them for {len(first.parts)}"
+        raise wrong_step(graph, rank, members[0][1], first, problem)
+    if isinstance(first, ReduceGradients | ScatterGradients | GatherParameters):
+        cells = first.cells if isinstance(first, ReduceGradients) else tuple(chain(*first.parts))
+        dtypes = {graph.tensors[cell.tensor].dtype for cell in cells}
+        size = total_bytes(graph, cells)
         if len(dtypes) != 1 or size != first.num_bytes:
             problem = f"expected {size} bytes of one data type, found {first.num_bytes} of {sorted(dtypes)}"
             raise wrong_step(graph, rank, members[0][1], first, problem)

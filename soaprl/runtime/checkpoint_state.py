@@ -156,7 +156,7 @@ def _model_shard(graph: OperatorGraph, block: Block, content: Tensor) -> Shard:
 
 
 def _optimizer_shards(state: RankState, optimizer: RankOptimizer, owned: Block) -> Iterator[Shard]:
-    """The state of an owned block; the held blocks that it is part of have it."""
+    """The state of an owned block; what is updated of it has it."""
     if optimizer.optimizer is None:
         return
     stored = state.graph.tensors[owned.tensor]
@@ -184,7 +184,7 @@ def _optimizer_shards(state: RankState, optimizer: RankOptimizer, owned: Block) 
 
 
 def _overlapping(state: RankState, block: Block) -> Iterator[tuple[Block, nn.Parameter]]:
-    for held, parameter in state.parameters.items():
+    for held, parameter in state.updated.items():
         if held.tensor == block.tensor and num_elements(common(held.box, block.box)):
             yield held, parameter
 
@@ -199,7 +199,7 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wanted_of_rank(graph: OperatorGraph, state: RankState, sizes: Mapping[str, Any]) -> Iterator[Shard]:
     """Where a rank wants its parameters and buffers to be read to."""
-    for block, parameter in state.parameters.items():
+    for block, parameter in state.kept.items():
         yield _model_shard(graph, block, parameter.detach())
     for tensor, content in state.buffers.items():
         stored = graph.tensors[tensor]
@@ -215,7 +215,7 @@ def _load_optimizer(path: Path, state: RankState, optimizer: RankOptimizer) -> N
         return
     sizes, dtypes = stored_sizes(path), stored_dtypes(path)
     content = optimizer.optimizer.state_dict()
-    blocks = {id(parameter): block for block, parameter in state.parameters.items()}
+    blocks = {id(parameter): block for block, parameter in state.updated.items()}
     wanted: list[Shard] = []
     raw: dict[tuple[int, str], Shard] = {}
     groups: list[Shard | None] = []

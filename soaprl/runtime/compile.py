@@ -4,9 +4,11 @@ Steps are emitted in one global order (see `soaprl.runtime.program`): for each o
 passes, then one exchange of what they wrote; the loss; for each operator in reverse its tasks' backward
 passes, one exchange of the gradients that are complete then, and the reductions of the parameter cells whose
 last contribution that was, in buckets; at the end the updates. With micro-batches there is a copy of each
-operator for each of them, and passes come in the order of the schedule. This is what `soaprl.simulator`
+operator for each of them, and passes come in the order of the schedule. Where state is sharded
+(`soaprl.runtime.sharding`), reductions leave to each rank its part, and gathers bring parameters together
+again: after the update or, where parameters are sharded, before passes. This is what `soaprl.simulator`
 simulates, with two differences: pieces that go the same way at the same time are one message, and small cells
-with the same holders are one reduction.
+with the same holders are one reduction or gather.
 """
 
 from collections.abc import Iterable
@@ -14,10 +16,12 @@ from collections.abc import Iterable
 from soaprl.errors import GraphError, StrategyError
 from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
-from soaprl.runtime.buckets import Buckets
-from soaprl.runtime.cells import Cell, parameter_cells, parameter_holdings, rank_blocks
+from soaprl.runtime.boxes import common, num_elements
+from soaprl.runtime.buckets import Buckets, packed
+from soaprl.runtime.cells import Cell, Holding, parameter_cells, parameter_holdings, rank_blocks
 from soaprl.runtime.deliveries import Route, find_deliveries
 from soaprl.runtime.exchanges import exchange_steps, total_bytes
+from soaprl.runtime.gathers import Pace, Pass, pace
 from soaprl.runtime.layout import Tasks, graph_tasks
 from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.program import (
@@ -26,6 +30,7 @@ from soaprl.runtime.program import (
     CompileOptions,
     Direction,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Piece,
@@ -35,11 +40,14 @@ from soaprl.runtime.program import (
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Shared,
     Step,
     Update,
     UpdateBuffers,
 )
+from soaprl.runtime.sharding import is_sharded, owned_blocks, parts_by_holder, within
 from soaprl.runtime.sources import buffer_updates, needed_sources
 from soaprl.runtime.statistics import Normalization, channel_groups, normalizations, synchronized_calls
 from soaprl.strategy.strategy import Sharding, Strategy
@@ -64,7 +72,8 @@ def compile_program(
         fingerprint: Of `graph`, where the caller already has it.
 
     Raises:
-        StrategyError: The strategy does not fit the graph or the number of ranks, or shards its state.
+        StrategyError: The strategy does not fit the graph or the number of ranks, or shards more than
+            optimizer state while it cuts the batch.
         GraphError: The graph has no loss of one element that an operator computes, or its batch cannot be cut
             into micro-batches.
     """
@@ -76,10 +85,10 @@ def compile_program(
             f" {named} processes, or search for a strategy for {num_ranks} devices"
         )
     check_strategy(graph, num_ranks, strategy)
-    if strategy.sharding is not Sharding.NONE:
+    if strategy.sharding.level > 1 and not strategy.is_whole:
         raise StrategyError(
-            f"the strategy for {graph.name!r} shards its state ({strategy.sharding.value}), which can be"
-            " simulated but not run: expected a strategy without sharding."
+            f"strategy for {graph.name!r}: with micro-batches expected sharding 'none' or 'zero1', found"
+            f" {strategy.sharding.value!r}."
         )
     options = options or CompileOptions()
     work = unrolled(graph, strategy)
@@ -88,6 +97,7 @@ def compile_program(
         model=graph.name,
         graph_fingerprint=fingerprint or graph_fingerprint(graph),
         configs=strategy.configs,
+        sharding=strategy.sharding,
         micro_batches=strategy.micro_batches,
         schedule=strategy.schedule,
         stages=strategy.stages,
@@ -113,6 +123,11 @@ class _Compiler:
             for tensor, readings in holdings.items()
             if graph.tensors[tensor].requires_grad and any(r.contributes for r in readings)
         }
+        self.sharding = strategy.sharding
+        self.sharded = [cell for cell in self.cells if is_sharded(cell, self.sharding, self.trained)]
+        self.pace = self._paced(holdings)
+        # For each rank, the gather that brought or brings each of its sharded blocks, by tensor.
+        self.gathers: list[dict[int, list[tuple[Block, int]]]] = [{} for _ in self.everyone]
         self.steps: list[list[Step]] = [[] for _ in self.everyone]
         self.next_id = 0
         self.arrivals: list[dict[Piece, int]] = [{} for _ in self.everyone]
@@ -128,6 +143,7 @@ class _Compiler:
                 self.steps[rank].append(LoadInputs(blocks=needed.inputs))
             if needed.constants:
                 self.steps[rank].append(MakeConstants(calls=needed.constants))
+        self._after(None)
         producers = [self._loss_operator(loss) for loss in self.work.losses]
         num_operators, reduced = len(self.graph.operators) // len(producers), set[int]()
         buckets = Buckets(self.graph, self.cells, self.trained, self.options.bucket_bytes)
@@ -135,30 +151,59 @@ class _Compiler:
             micro_batch = operator // num_operators
             if direction == "forward":
                 self._forward(operator)
+                self._after((direction, operator))
                 continue
             if micro_batch not in reduced:
                 reduced.add(micro_batch)
                 self._reduce_loss(producers[micro_batch], micro_batch)
             if self.graph.operators[operator].has_backward:
                 self._backward(operator)
+                self._after((direction, operator))
                 self._reduce_cells(buckets.completed(operator))
         self._reduce_cells(buckets.rest())
-        blocks = rank_blocks(self.cells, len(self.everyone))
+        blocks = rank_blocks(self.cells, len(self.everyone), joined=self.sharding is not Sharding.ZERO3)
+        owned = owned_blocks(self.cells, self.sharding, self.trained, len(self.everyone))
         updates = buffer_updates(self.graph, self.tasks)
         for group, buffers in updates.groups:
             self._share(UpdateBuffers(id=self._id(), group=group, buffers=buffers), group)
-        self._update(blocks)
+        self._update(blocks, owned)
+        if self.sharding is not Sharding.ZERO3:
+            self._gather(self.sharded)
         return tuple(
             RankProgram(
                 rank=rank,
                 parameters=blocks[rank],
-                owned=tuple(cell.block for cell in self.cells if cell.holders[0] == rank),
+                owned=owned[rank],
                 buffers=sources[rank].buffers,
                 owned_buffers=updates.owned.get(rank, ()),
                 steps=tuple(self.steps[rank]),
             )
             for rank in self.everyone
         )
+
+    def _paced(self, holdings: dict[int, list[Holding]]) -> Pace:
+        """When parameters are gathered and given up; never where only their state is sharded."""
+        if self.sharding is not Sharding.ZERO3:
+            return Pace()
+        readers = {tensor: sorted({r.operator for r in found}) for tensor, found in holdings.items()}
+        has_backward = [operator.has_backward for operator in self.graph.operators]
+        return pace(readers, has_backward, self.options.prefetch)
+
+    def _after(self, passed: Pass | None) -> None:
+        """Gives up and gathers what the pace has after a pass."""
+        released, gathered = (set(w.get(passed, ())) for w in (self.pace.released, self.pace.gathered))
+        for rank in self.everyone if released else ():
+            blocks = [c.block for c in self.sharded if rank in c.holders and c.block.tensor in released]
+            if blocks:
+                ids = [number for block in blocks for number in self._gathered(rank, block)]
+                step = ReleaseParameters(waits=self._new(rank, ids), blocks=tuple(blocks))
+                self.steps[rank].append(step)
+        self._gather(cell for cell in self.sharded if cell.block.tensor in gathered)
+
+    def _gathered(self, rank: int, block: Block) -> list[int]:
+        """The gathers that bring what a rank reads of a block."""
+        known = self.gathers[rank].get(block.tensor, ())
+        return [number for other, number in known if num_elements(common(block.box, other.box))]
 
     def _id(self) -> int:
         self.next_id += 1
@@ -185,6 +230,8 @@ class _Compiler:
                 pieces = (piece for read in reads for piece in read.pieces) if stage == 0 else ()
                 ids = [self.arrivals[rank][p] for p in pieces if p in self.arrivals[rank]]
                 ids += [combined[part]] if stage else []
+                parameters = _blocks(op.parameters, layout.parameters, part) if stage == 0 else ()
+                ids += [number for block in parameters for number in self._gathered(rank, block)]
                 self.steps[rank].append(
                     Forward(
                         operator=operator,
@@ -192,7 +239,7 @@ class _Compiler:
                         stage=stage,
                         waits=self._new(rank, ids),
                         reads=reads if stage == 0 else (),
-                        parameters=_blocks(op.parameters, layout.parameters, part) if stage == 0 else (),
+                        parameters=parameters,
                         buffers=_blocks(op.buffers, layout.buffers, part) if stage == 0 else (),
                         writes=self._writes(operator, part) if stage == len(shared) else (),
                         statistics=recorded.get(part, ()) if stage == 0 else (),
@@ -217,6 +264,8 @@ class _Compiler:
             for part, rank in reversed(list(enumerate(layout.ranks))):
                 ids = [self.returned_at[c] for c in self.deliveries.returns.get((operator, part), ())]
                 ids += [combined[part]] if part in combined else []
+                parameters = _blocks(op.parameters, layout.parameters, part)
+                ids += [number for block in parameters for number in self._gathered(rank, block)]
                 self.steps[rank].append(
                     Backward(operator=operator, part=part, stage=stage, waits=self._new(rank, ids))
                 )
@@ -301,25 +350,39 @@ class _Compiler:
     def _reduce_cells(self, buckets: Iterable[list[Cell]]) -> None:
         for bucket in buckets:
             cells, group = tuple(cell.block for cell in bucket), bucket[0].holders
-            step = ReduceGradients(
-                id=self._id(), group=group, cells=cells, num_bytes=total_bytes(self.graph, cells)
-            )
-            self._share(step, group)
+            number, size = self._id(), total_bytes(self.graph, cells)
+            if self.sharding is Sharding.NONE:
+                self._share(ReduceGradients(id=number, group=group, cells=cells, num_bytes=size), group)
+            else:
+                parts = parts_by_holder(bucket)
+                self._share(ScatterGradients(id=number, group=group, parts=parts, num_bytes=size), group)
             for rank in group:
-                self.reductions[rank].append(step.id)
+                self.reductions[rank].append(number)
 
-    def _update(self, blocks: list[tuple[Block, ...]]) -> None:
-        trained = [tuple(b for b in held if b.tensor in self.trained) for held in blocks]
+    def _gather(self, cells: Iterable[Cell]) -> None:
+        """Gathers cells, in as few steps as buckets have room for."""
+        for bucket in packed(self.graph, cells, self.options.bucket_bytes):
+            group, size = bucket[0].holders, total_bytes(self.graph, [cell.block for cell in bucket])
+            step = GatherParameters(id=self._id(), group=group, parts=parts_by_holder(bucket), num_bytes=size)
+            self._share(step, group)
+            for rank, cell in ((rank, cell) for rank in group for cell in bucket):
+                known = self.gathers[rank].setdefault(cell.block.tensor, [])
+                known[:] = [(block, n) for block, n in known if block != cell.block]
+                known.append((cell.block, step.id))
+
+    def _update(self, held: list[tuple[Block, ...]], owned: list[tuple[Block, ...]]) -> None:
+        """Each rank updates what it holds of what is trained or, where state is sharded, its parts of it."""
+        whole = self.sharding is Sharding.NONE
+        trained = [
+            tuple(b for b in (blocks if whole else within(own, blocks)) if b.tensor in self.trained)
+            for blocks, own in zip(held, owned, strict=True)
+        ]
         group = tuple(rank for rank in self.everyone if trained[rank])
         number = self._id() if self.options.clip_gradients and group else None
         for rank in group:
             waits = self._new(rank, self.reductions[rank])
             if number is not None:
-                counted = tuple(
-                    cell.block
-                    for cell in self.cells
-                    if cell.holders[0] == rank and cell.block.tensor in self.trained
-                )
+                counted = tuple(block for block in owned[rank] if block.tensor in self.trained)
                 self.steps[rank].append(ReduceNorm(id=number, group=group, waits=waits, cells=counted))
                 waits = self._new(rank, [number])
             self.steps[rank].append(Update(waits=waits, parameters=trained[rank]))

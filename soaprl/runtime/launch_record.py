@@ -8,7 +8,8 @@ difference. On a GPU a recorded duration is that of the launch. Backward passes 
 import mmap
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from soaprl.runtime.launch_job import Event
 from soaprl.runtime.optimization import RankOptimizer
 from soaprl.runtime.program import (
     Backward,
+    Block,
     Forward,
+    GatherParameters,
     Message,
     ReduceGradients,
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ScatterGradients,
     UpdateBuffers,
 )
 from soaprl.runtime.rank import RankState
@@ -145,11 +149,18 @@ class Recorder:
             case ReduceNorm():
                 return "norm of gradients"
             case ReduceGradients():
-                more = f" and {len(step.cells) - 1} more" if len(step.cells) > 1 else ""
-                return f"gradients of {self._tensor(step.cells[0].tensor)}{more}"
+                return f"gradients of {self._tensors(step.cells)}"
+            case ScatterGradients():
+                return f"gradients of parts of {self._tensors(tuple(chain(*step.parts)))}"
+            case GatherParameters():
+                return f"gathered {self._tensors(tuple(chain(*step.parts)))}"
             case UpdateBuffers():
                 return f"running statistics {self._tensor(step.buffers[0])}"
         return ""
+
+    def _tensors(self, blocks: Sequence[Block]) -> str:
+        first, *others = dict.fromkeys(self._tensor(block.tensor) for block in blocks)
+        return f"{first} and {len(others)} more" if others else first
 
     def _tensor(self, index: int) -> str:
         return self._graph.tensors[index].name

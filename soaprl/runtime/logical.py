@@ -7,6 +7,7 @@ as it would between processes.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import torch
@@ -20,25 +21,25 @@ from soaprl.runtime.local import kernels
 from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
     Backward,
+    Collective,
     Exchange,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Piece,
     Program,
-    ReduceGradients,
     ReduceLoss,
     ReduceNorm,
-    ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Shared,
     Step,
     Update,
-    UpdateBuffers,
 )
-from soaprl.runtime.rank import Fetch, RankState, Reduction
+from soaprl.runtime.rank import RankState
+from soaprl.runtime.stores import Fetch
 
-_REDUCTIONS = (ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
-_SHARED = (Exchange, *_REDUCTIONS)
 # What an executor calls when a rank comes to its update.
 UpdateRank: TypeAlias = Callable[[RankState], None]
 # What it calls with each piece that a rank has written.
@@ -123,7 +124,7 @@ class LogicalRanks:
 
 
 def _shared(step: Step | None) -> Shared:
-    assert isinstance(step, _SHARED), "ranks stop at shared steps"
+    assert isinstance(step, Shared), "ranks stop at shared steps"
     return step
 
 
@@ -155,7 +156,7 @@ class _RankRun:
 
     def advance(self) -> None:
         """Runs up to the next shared step, which awaits what it needs."""
-        while (step := self.current) is not None and not isinstance(step, _SHARED):
+        while (step := self.current) is not None and not isinstance(step, Shared):
             self._local(step)
             self._drop()
             self.index += 1
@@ -184,6 +185,9 @@ class _RankRun:
             self.state.load_inputs(step, self._batch)
         elif isinstance(step, MakeConstants):
             self.state.make_constants(step)
+        elif isinstance(step, ReleaseParameters):
+            self.complete(step.waits)
+            self.state.release(step)
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             self.complete(step.waits)
@@ -194,8 +198,11 @@ class _RankRun:
 
 def _perform(group: list[_RankRun]) -> None:
     """Carries out the shared step that all of its ranks have come to."""
-    if isinstance(group[0].current, Exchange):
+    step = group[0].current
+    if isinstance(step, Exchange):
         _exchange(group)
+    elif isinstance(step, GatherParameters):
+        _gather(group)
     else:
         _reduce(group)
     for run in group:
@@ -225,25 +232,45 @@ def _exchange(group: list[_RankRun]) -> None:
 def _reduce(group: list[_RankRun]) -> None:
     if len(group) == 1:
         (run,) = group
-        alone = run.current
-        assert isinstance(alone, _REDUCTIONS), "it is a reduction"
+        alone = _collective(run)
         contributions = run.state.contribution(alone)
         run.pending[alone.id] = lambda: run.state.enter(alone, contributions)
         return
     totals: list[Tensor] = []
     for run in group:
-        step = run.current
-        assert isinstance(step, _REDUCTIONS), "all ranks share the step"
-        contributions = run.state.contribution(step)
+        contributions = run.state.contribution(_collective(run))
         if not totals:
             totals = [c.clone() for c in contributions]
         else:
             totals = [t + c.to(t.device) for t, c in zip(totals, contributions, strict=True)]
+    for place, run in enumerate(group):
+        _enter_later(run, _taken(_collective(run), totals, place))
+
+
+def _gather(group: list[_RankRun]) -> None:
+    contents = [c.clone() for run in group for c in run.state.contribution(_collective(run))]
     for run in group:
-        step = run.current
-        assert isinstance(step, _REDUCTIONS), "all ranks share the step"
+        _enter_later(run, contents)
 
-        def enter(run: _RankRun = run, step: Reduction = step) -> None:
-            run.state.enter(step, [t.to(run.state.device, copy=True) for t in totals])
 
-        run.pending[step.id] = enter
+def _taken(step: Collective, totals: list[Tensor], place: int) -> list[Tensor]:
+    """What a rank takes of the sums of all, of a scatter only those of its parts."""
+    if not isinstance(step, ScatterGradients):
+        return totals
+    bounds = list(pairwise(accumulate((len(parts) for parts in step.parts), initial=0)))
+    return totals[slice(*bounds[place])]
+
+
+def _enter_later(run: _RankRun, contents: list[Tensor]) -> None:
+    step = _collective(run)
+
+    def enter() -> None:
+        run.state.enter(step, [content.to(run.state.device, copy=True) for content in contents])
+
+    run.pending[step.id] = enter
+
+
+def _collective(run: _RankRun) -> Collective:
+    step = run.current
+    assert isinstance(step, Collective), "all ranks share the step"
+    return step

@@ -1,7 +1,9 @@
-"""The optimizer of one rank: any optimizer of PyTorch on the blocks of parameters that the rank holds.
+"""The optimizer of one rank: any optimizer of PyTorch on the blocks of parameters that the rank updates.
 
-An optimizer that treats every element by itself gives on blocks what it gives on whole parameters. One that
-does not (a norm of the parameter, factored statistics) is refused unless each rank holds parameters whole.
+Those are the blocks that it holds or, where state is sharded, its parts of them, so that it has optimizer
+state for these alone. An optimizer that treats every element by itself gives on blocks what it gives on whole
+parameters. One that does not (a norm of the parameter, factored statistics) is refused unless every rank
+updates parameters whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +41,7 @@ class RankOptimizer:
         optimizer: The optimizer; None on a rank that trains nothing.
 
     Raises:
-        ExecutionError: The optimizer needs whole parameters, and the rank has only parts of some.
+        ExecutionError: The optimizer needs whole parameters, and a rank updates only parts of some.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class RankOptimizer:
         for block in self._blocks:
             name = self._state.graph.tensors[block.tensor].name
             count = seen[block.tensor] = seen.get(block.tensor, 0) + 1
-            parameter = self._state.parameters[block]
+            parameter = self._state.updated[block]
             named.append((name if count == 1 else f"{name}#{count}", parameter))
         return named
 
@@ -74,13 +76,15 @@ class RankOptimizer:
         kind = type(optimizer)
         if kind.__module__.startswith("torch.optim") and kind.__name__ in _ELEMENTWISE:
             return
-        for block in self._blocks:
+        # All ranks look at all, so that all say the same, and none waits for one that has given up.
+        for rank, block in self._state.all_updated:
             stored = self._state.graph.tensors[block.tensor]
             if num_elements(block.box) != stored.num_elements:
                 raise ExecutionError(
-                    f"{kind.__name__} may need whole parameters, and rank {self._state.program.rank} holds"
-                    f" only a part of {stored.name!r}: use an optimizer that treats every element by itself"
-                    f" ({', '.join(sorted(_ELEMENTWISE))}), or a strategy that does not split parameters"
+                    f"{kind.__name__} may need whole parameters, and rank {rank} updates only a part of"
+                    f" {stored.name!r}: use an optimizer that treats every element by itself"
+                    f" ({', '.join(sorted(_ELEMENTWISE))}), or a strategy that neither splits parameters nor"
+                    " shards their state"
                 )
 
     def step(self) -> None:
@@ -90,7 +94,7 @@ class RankOptimizer:
         if self._max_gradient_norm is not None:
             scale = (self._max_gradient_norm / (self._state.gradient_norm + _CLIP_EPSILON)).clamp(max=1.0)
             for block in self._blocks:
-                gradient = self._state.parameters[block].grad
+                gradient = self._state.updated[block].grad
                 assert gradient is not None, "trained blocks have gradients"
                 gradient.mul_(scale.to(gradient.dtype))
         self.optimizer.step()

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Discriminator
 
 from soaprl.strategy.schedules import Schedule
-from soaprl.strategy.strategy import OpConfig, Strategy
+from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
 Direction: TypeAlias = Literal["forward", "backward"]
@@ -265,6 +265,64 @@ class ReduceGradients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScatterGradients:
+    """Sums the gradients of parameter cells over the ranks that hold them; each gets the sum of its part.
+
+    It takes the place of `ReduceGradients` where state is sharded. A rank may give up its gradients of the
+    cells once it has given them.
+
+    Attributes:
+        id: Place in the global order.
+        group: All ranks that hold the cells, ascending.
+        parts: For each of these ranks, what it gets: disjoint boxes, of all ranks together the cells; of one
+            data type.
+        num_bytes: Bytes of all cells.
+    """
+
+    id: int
+    group: tuple[int, ...]
+    parts: tuple[tuple[Block, ...], ...]
+    num_bytes: int
+    kind: Literal["scatter_gradients"] = "scatter_gradients"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherParameters:
+    """Gives each rank of a group the parts of parameter cells that the others keep.
+
+    Where optimizer state or gradients are sharded, it follows the update. Where parameters are sharded, it
+    comes before a pass that reads the cells, which lasts until a `ReleaseParameters`.
+
+    Attributes:
+        id: Place in the global order.
+        group: All ranks that hold the cells, ascending.
+        parts: For each of these ranks, what it gives: disjoint boxes, of all ranks together the cells; of one
+            data type.
+        num_bytes: Bytes of all cells.
+    """
+
+    id: int
+    group: tuple[int, ...]
+    parts: tuple[tuple[Block, ...], ...]
+    num_bytes: int
+    kind: Literal["gather_parameters"] = "gather_parameters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseParameters:
+    """Gives up the content of blocks of parameters that were gathered for a pass.
+
+    Attributes:
+        waits: Ids that must be complete.
+        blocks: Some of this rank's.
+    """
+
+    waits: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    kind: Literal["release_parameters"] = "release_parameters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReduceNorm:
     """Sums the squares of all gradients over all ranks that have parameters, for clipping.
 
@@ -308,7 +366,8 @@ class Update:
 
     Attributes:
         waits: Ids that must be complete.
-        parameters: The blocks of this rank that are trained; a gradient that nothing contributed to is 0.
+        parameters: What this rank updates: the blocks of its parameters that are trained, or, where state is
+            sharded, its parts of them. A gradient that nothing contributed to is 0.
     """
 
     waits: tuple[int, ...]
@@ -325,12 +384,25 @@ Step: TypeAlias = Annotated[
     | ReduceStatistics
     | ReduceLoss
     | ReduceGradients
+    | ScatterGradients
+    | GatherParameters
+    | ReleaseParameters
     | ReduceNorm
     | UpdateBuffers
     | Update,
     Discriminator("kind"),
 ]
-Shared: TypeAlias = Exchange | ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers
+# What the ranks of a group do together, and not by messages.
+Collective: TypeAlias = (
+    ReduceStatistics
+    | ReduceLoss
+    | ReduceGradients
+    | ScatterGradients
+    | GatherParameters
+    | ReduceNorm
+    | UpdateBuffers
+)
+Shared: TypeAlias = Exchange | Collective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,9 +411,10 @@ class RankProgram:
 
     Attributes:
         rank: The rank; the number of its device in the strategy.
-        parameters: The blocks of parameters that it holds; disjoint.
+        parameters: The blocks of parameters that it holds; disjoint. Where parameters are sharded, of those
+            that are gathered it holds the content from a gather to a release.
         owned: Disjoint boxes of parameters, each owned by one of the ranks that hold it: together, over all
-            ranks, every parameter that an operator reads, once.
+            ranks, every parameter that an operator reads, once. Where state is sharded, its parts.
         buffers: Buffers that it holds, whole.
         owned_buffers: Blocks of running statistics whose current content this rank has, each once.
         steps: In order.
@@ -367,12 +440,15 @@ class CompileOptions:
         precision: ``stored``: arithmetic in the types of the graph. ``bfloat16``: what PyTorch's autocast
             computes in bfloat16 is, inside tasks; parameters, gradients, optimizer state, what goes between
             ranks and sums of partial results stay in the types of the graph.
+        prefetch: Where parameters are sharded: how many operators with such parameters ahead they are
+            gathered, as in `soaprl.simulator.pacing`.
     """
 
     batch_norm: BatchNorm = "local"
     clip_gradients: bool = False
     bucket_bytes: int = 25 * 2**20
     precision: Precision = "stored"
+    prefetch: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +459,7 @@ class Program:
         model: The model's name.
         graph_fingerprint: Of the operator graph that the program belongs to.
         configs: The strategy: degrees and ranks of each operator.
+        sharding: The strategy: what ranks that hold the same parameters keep parts of.
         micro_batches: The strategy: into how many parts the batch is cut.
         schedule: The strategy: the order of their passes.
         stages: The strategy: the stage of each operator.
@@ -393,6 +470,7 @@ class Program:
     model: str
     graph_fingerprint: str
     configs: tuple[OpConfig, ...]
+    sharding: Sharding = Sharding.NONE
     micro_batches: int = 1
     schedule: Schedule = Schedule.NONE
     stages: tuple[int, ...] = ()
@@ -402,9 +480,7 @@ class Program:
     @property
     def strategy(self) -> Strategy:
         """The strategy that was compiled."""
-        return Strategy(
-            self.configs, micro_batches=self.micro_batches, schedule=self.schedule, stages=self.stages
-        )
+        return Strategy(self.configs, self.sharding, self.micro_batches, self.schedule, self.stages)
 
     @property
     def num_ranks(self) -> int:

@@ -12,6 +12,7 @@ from soaprl.runtime.program import (
     Box,
     Exchange,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Message,
@@ -22,6 +23,8 @@ from soaprl.runtime.program import (
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Step,
     Update,
     UpdateBuffers,
@@ -46,7 +49,7 @@ def program_text(program: Program, graph: OperatorGraph, *, ranks: Iterable[int]
 
 def totals_text(program: Program, graph: OperatorGraph) -> str:
     """What each rank holds and sends in one iteration, one line each, and the bytes from each to each."""
-    rows = [("rank", "steps", "tasks", "parameters", "sends", "receives", "reduces")]
+    rows = [("rank", "steps", "tasks", "parameters", "sends", "receives", "reduces", "gathers")]
     sent: Counter[tuple[int, int]] = Counter()
     for rank in program.ranks:
         exchanges = [s for s in rank.steps if isinstance(s, Exchange)]
@@ -60,7 +63,10 @@ def totals_text(program: Program, graph: OperatorGraph) -> str:
                 _size(_bytes(graph, rank.parameters)),
                 _size(sum(m.num_bytes for s in exchanges for m in s.sends)),
                 _size(sum(m.num_bytes for s in exchanges for m in s.receives)),
-                _size(sum(s.num_bytes for s in rank.steps if isinstance(s, ReduceGradients))),
+                _size(
+                    sum(s.num_bytes for s in rank.steps if isinstance(s, ReduceGradients | ScatterGradients))
+                ),
+                _size(sum(s.num_bytes for s in rank.steps if isinstance(s, GatherParameters))),
             )
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
@@ -98,6 +104,14 @@ def step_text(step: Step, graph: OperatorGraph) -> str:
         case ReduceGradients():
             what = f"{len(step.cells)} cells, {_size(step.num_bytes)}"
             return f"#{step.id} reduce gradients over {_ranks(step.group)}: {what}"
+        case ScatterGradients():
+            what = f"{sum(map(len, step.parts))} parts, {_size(step.num_bytes)}"
+            return f"#{step.id} reduce and scatter gradients over {_ranks(step.group)}: {what}"
+        case GatherParameters():
+            what = f"{sum(map(len, step.parts))} parts, {_size(step.num_bytes)}"
+            return f"#{step.id} gather parameters over {_ranks(step.group)}: {what}"
+        case ReleaseParameters():
+            return f"release {_boxes(graph, step.blocks)}{_waits(step.waits)}"
         case ReduceNorm():
             return f"#{step.id} reduce norm over {_ranks(step.group)}{_waits(step.waits)}"
         case UpdateBuffers():

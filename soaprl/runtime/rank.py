@@ -4,94 +4,46 @@ An executor runs the steps in order, lets ranks talk in the shared ones, and cal
 that is local; `soaprl.runtime.logical` does so for all ranks in one process.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from soaprl.graph.factors import part_box
 from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.local import PartRun
 from soaprl.runtime.micro_batches import Unrolled, unrolled
-from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.program import (
     Backward,
     Block,
+    Collective,
     Direction,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Message,
     Piece,
     Program,
-    Read,
     ReduceGradients,
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
-    UpdateBuffers,
+    ReleaseParameters,
+    ScatterGradients,
+    Update,
 )
+from soaprl.runtime.rank_parameters import RankParameters
 from soaprl.runtime.reference import combined, run_constants
 from soaprl.runtime.running import RunningStatistics
-from soaprl.runtime.segments import differentiate, enter, outer_outputs, segments_of
-from soaprl.runtime.shards import region
-from soaprl.runtime.statistics import synchronized_calls
-from soaprl.runtime.stores import Assembly, BlockStore, GradientSums, ParameterGradients
+from soaprl.runtime.segments import differentiate, enter
+from soaprl.runtime.statistics_tables import StatisticsTables
+from soaprl.runtime.stores import BlockStore, Fetch, GradientSums
+from soaprl.runtime.task_plans import ReadPlan, TaskPlan, TaskPlans
 from soaprl.runtime.tasks import StagedTask
-
-# Gives the content of a block of a graph input, parameter or buffer, in refined coordinates.
-Fetch = Callable[[Block], Tensor]
-Reduction: TypeAlias = ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ReadPlan:
-    """How a task gets a region of an input.
-
-    Attributes:
-        assembly: How it is put together.
-        piece: The piece that it is, where it is one piece and needs nothing more.
-        inner: For each piece, whether it is differentiated in the graph that the task is in.
-    """
-
-    assembly: Assembly
-    piece: Piece | None
-    inner: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _TaskPlan:
-    """What stays the same in all iterations of one task.
-
-    Attributes:
-        part: The part of the operator.
-        segment: The number of the segment whose graph it is in; -1 without a backward pass.
-        reads: How it gets each input.
-        parameters: For each parameter its content, or None where that must be entered.
-        blocks: The blocks of these parameters.
-        buffers: The blocks of buffers that it reads.
-        stops: The calls of the body at whose statistics it waits for others.
-        recorded: The calls whose batch statistics are to be recorded.
-        written: What it writes.
-        outer: For each of these, whether gradients come from elsewhere than the segment.
-    """
-
-    part: PartPlan
-    segment: int
-    reads: tuple[_ReadPlan, ...]
-    parameters: tuple[Tensor | None, ...]
-    blocks: tuple[Block, ...]
-    buffers: tuple[Block, ...]
-    stops: tuple[int, ...]
-    recorded: tuple[int, ...]
-    written: tuple[Piece, ...]
-    outer: tuple[bool, ...]
 
 
 class RankState:
@@ -109,8 +61,12 @@ class RankState:
     Attributes:
         graph: The graph that the program's steps name.
         program: The rank's program.
-        parameters: The blocks that the rank holds; ``grad`` of those that are trained is there when its
-            ``Update`` comes.
+        sharding: What is sharded.
+        parameters: The blocks that its tasks read.
+        updated: What its optimizer updates, with ``grad`` when its ``Update`` comes: some of the above or,
+            where state is sharded, parts of them.
+        kept: What is there between iterations: the first, or, where parameters are sharded, parts of them.
+        all_updated: What all ranks update, as rank and block.
         buffers: The buffers that it holds, whole and in their stored shapes.
         loss: The loss of the last iteration, float64, once its reduction has been entered.
         gradient_norm: The norm of all gradients, once its reduction has been entered.
@@ -129,20 +85,19 @@ class RankState:
     ) -> None:
         self._work = work = unrolled(graph, program.strategy) if work is None else work
         self.graph, self.device, self.program = work.graph, device, program.ranks[rank]
+        self.sharding = program.sharding
         self._configs, self._options, self._table = work.strategy.configs, program.options, table
+        self.all_updated = tuple(
+            (other.rank, block)
+            for other in program.ranks
+            for step in other.steps
+            if isinstance(step, Update)
+            for block in step.parameters
+        )
         self._running = RunningStatistics(self.graph)
-        self._parameters = BlockStore()
-        self.parameters: dict[Block, nn.Parameter] = {}
-        for block in self.program.parameters:
-            content = state(block).detach().to(device).contiguous().clone()
-            trained = graph.tensors[block.tensor].requires_grad
-            parameter = nn.Parameter(content, requires_grad=trained)
-            self.parameters[block] = parameter
-            self._parameters.put(block, parameter.detach())
-        self._parameter_gradients = ParameterGradients(self.parameters)
-        self._plans: dict[tuple[int, int], _TaskPlan] = {}
-        self._segment_of = segments_of(self.program)
-        self._outer = outer_outputs(self.program, self._segment_of)
+        self._held = RankParameters(self.graph, self.program, state, device, self.sharding)
+        self.parameters, self.updated, self.kept = self._held.blocks, self._held.updated, self._held.kept
+        self._plans = TaskPlans(self.graph, self.program, self._configs, self._options, table, self._held)
         self._own = {
             (piece.tensor, piece.part): piece
             for step in self.program.steps
@@ -166,21 +121,17 @@ class RankState:
         self._tasks: dict[tuple[int, int], StagedTask] = {}
         # By segment: what it wrote whose gradients come from elsewhere.
         self._outputs: dict[int, list[tuple[Piece, GradientEdge | None]]] = {}
-        # By task: rows of statistics, their combined table, the gradients of both.
-        self._rows: dict[tuple[int, int], Tensor] = {}
-        self._tables: dict[tuple[int, int], Tensor] = {}
-        self._table_gradients: dict[tuple[int, int], Tensor | None] = {}
-        self._row_gradients: dict[tuple[int, int], Tensor] = {}
+        self._statistics = StatisticsTables()
         self._running.clear()
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def clear_gradients(self) -> None:
         """Sets all gradients of parameters to zero."""
-        self._parameter_gradients.clear()
+        self._held.clear()
 
     def fill_gradients(self) -> None:
-        """Gives zeros to the parameters that nothing contributed to."""
-        self._parameter_gradients.fill()
+        """Completes the gradients of what is updated: zeros where nothing contributed."""
+        self._held.fill()
 
     def load_inputs(self, step: LoadInputs, batch: Fetch) -> None:
         """Takes the blocks of the step from the batch."""
@@ -203,14 +154,14 @@ class RankState:
     def forward(self, step: Forward) -> None:
         """Runs a task, or a stage of it."""
         key = (step.operator, step.part)
-        plan = self._plans.get(key) or self._new_plan(step)
+        plan = self._plans.of(step)
         if plan.segment >= 0:
             results = self._results(step, plan)
         else:
             with torch.no_grad():
                 results = self._results(step, plan)
         if not step.writes:
-            (self._rows[key],) = results
+            (self._statistics.rows[key],) = results
             return
         for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
             self._values[piece] = result
@@ -221,7 +172,7 @@ class RankState:
                 edge = get_gradient_edge(result) if result.requires_grad else None
                 self._outputs[plan.segment].append((piece, edge))
 
-    def _results(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
+    def _results(self, step: Forward, plan: TaskPlan) -> list[Tensor]:
         if plan.stops or plan.recorded:
             return self._staged(step, plan)
         return PartRun(plan.part, self._regions(plan), seed=self._seed).finish()
@@ -242,7 +193,7 @@ class RankState:
         dtype: torch.dtype = getattr(torch, self.graph.tensors[tensor].dtype)
         return dtype
 
-    def _staged(self, step: Forward, plan: _TaskPlan) -> list[Tensor]:
+    def _staged(self, step: Forward, plan: TaskPlan) -> list[Tensor]:
         key = (step.operator, step.part)
         if step.stage == 0:
             self._tasks[key] = StagedTask(
@@ -253,7 +204,7 @@ class RankState:
                 recorded=plan.recorded,
             )
         task = self._tasks[key]
-        results = task.forward(self._tables.get(key) if step.stage else None)
+        results = task.forward(self._statistics.tables.get(key) if step.stage else None)
         if step.writes:
             if task.statistics:
                 self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
@@ -261,7 +212,7 @@ class RankState:
                 del self._tasks[key]
         return results
 
-    def _regions(self, plan: _TaskPlan) -> list[Tensor]:
+    def _regions(self, plan: TaskPlan) -> list[Tensor]:
         """What a task reads: inputs, parameters, buffers."""
         if plan.segment >= 0 and plan.segment not in self._outputs:
             self._outputs[plan.segment] = []
@@ -270,55 +221,11 @@ class RankState:
             for read in plan.reads
         ]
         for content, block in zip(plan.parameters, plan.blocks, strict=True):
-            found.append(self._entered(block) if content is None else content)
+            found.append(self._held.entered(block) if content is None else content)
         found += [self.buffer(block) for block in plan.buffers]
         return found
 
-    def _new_plan(self, step: Forward) -> _TaskPlan:
-        operator, config = self.graph.operators[step.operator], self._configs[step.operator]
-        key = (step.operator, step.part)
-        boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
-        box = boxes[step.part]
-        written = tuple(Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs)
-        plan = self._plans[key] = _TaskPlan(
-            part=PartPlan(operator, config.degrees, step.part, self._table),
-            segment=self._segment_of.get(key, -1),
-            reads=tuple(self._read_plan(read, self._segment_of.get(key, -1)) for read in step.reads),
-            parameters=tuple(
-                self._content(block, access.gradient and operator.has_backward)
-                for block, access in zip(step.parameters, operator.parameters, strict=True)
-            ),
-            blocks=step.parameters,
-            buffers=step.buffers,
-            stops=tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm)),
-            recorded=step.statistics,
-            written=written,
-            outer=tuple(
-                operator.has_backward and (piece.tensor, piece.part) in self._outer for piece in written
-            ),
-        )
-        return plan
-
-    def _read_plan(self, read: Read, segment: int) -> _ReadPlan:
-        how = "sum"
-        if read.tensor in self.graph.producer:
-            producer = self.graph.producer[read.tensor]
-            outputs = self.graph.operators[producer].outputs
-            how = next(access.combine for access in outputs if access.tensor == read.tensor)
-            inner = tuple(
-                read.gradient and segment >= 0 and self._segment_of.get((producer, piece.part), -1) == segment
-                for piece in read.pieces
-            )
-        else:
-            inner = ()
-        only = read.pieces[0] if len(read.pieces) == 1 and read.pieces[0].box == read.box else None
-        return _ReadPlan(
-            assembly=Assembly(self.graph.tensors[read.tensor], read, how),
-            piece=only if inner == (True,) or segment < 0 else None,
-            inner=inner,
-        )
-
-    def _region(self, plan: _ReadPlan, task: _TaskPlan) -> Tensor:
+    def _region(self, plan: ReadPlan, task: TaskPlan) -> Tensor:
         """A region that is not simply a piece in the task's graph."""
         assembly, read = plan.assembly, plan.assembly.read
         role = self.graph.tensors[read.tensor].role
@@ -345,49 +252,28 @@ class RankState:
     def _source(self, piece: Piece, content: Tensor) -> Tensor:
         return enter(content, lambda gradient: self._gradients.add(piece, piece.box, gradient))
 
-    def _content(self, block: Block, wanted: bool) -> Tensor | None:
-        """A block of parameters as tasks read it in every iteration; None where it must be put together."""
-        parameter = self.parameters.get(block)
-        if parameter is not None:
-            return parameter if wanted else parameter.detach()
-        trained = wanted and self.graph.tensors[block.tensor].requires_grad
-        return self._parameter(block) if self._parameters.holds(block) and not trained else None
-
-    def _entered(self, block: Block) -> Tensor:
-        """A block of parameters that is not held as it is, in a task's graph."""
-        content = self._parameter(block)
-        if not (torch.is_grad_enabled() and self.graph.tensors[block.tensor].requires_grad):
-            return content
-        return enter(content, lambda gradient: self._parameter_gradients.add(block, gradient))
-
     def buffer(self, block: Block) -> Tensor:
         """The content of a block of a buffer or constant."""
         known = self._constants if block.tensor in self._constants else self.buffers
         shape = self.graph.tensors[block.tensor].refined_shape
         return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
 
-    def _parameter(self, block: Block) -> Tensor:
-        if num_elements(block.box):
-            return self._parameters.read(block)
-        shape = [stop - start for start, stop in block.box]
-        return torch.zeros(shape, dtype=self._dtype_of(block.tensor), device=self.device)
-
     def backward(self, step: Backward) -> None:
         """Runs the backward pass of a task, or a stage of it."""
         key = (step.operator, step.part)
-        segment = self._segment_of[key]
+        segment = self._plans.segment_of[key]
         written = self._outputs.get(segment)
         if written is None:
             # A later task of the segment had its turn, and with it this one.
             return
         task = self._tasks.get(key)
-        if task is not None and key in self._row_gradients:
-            task.enter_row_gradient(self._row_gradients.pop(key))
+        if task is not None and key in self._statistics.row_gradients:
+            task.enter_row_gradient(self._statistics.row_gradients.pop(key))
         if step.stage > 0:
             assert task is not None, "stages have tasks of their own"
             outputs = [(edge, self._gradients.get(piece)) for piece, edge in written]
             with self._backward_arithmetic():
-                self._table_gradients[key] = task.backward_statistics(outputs)
+                self._statistics.table_gradients[key] = task.backward_statistics(outputs)
             return
         outputs = [(edge, self._gradients.pop(piece)) for piece, edge in written]
         with self._backward_arithmetic():
@@ -441,10 +327,17 @@ class RankState:
         """Pieces, gradients and tasks that are still held."""
         return len(self._values) + len(self._gradients) + len(self._tasks) + len(self._outputs)
 
-    # Sums over ranks.
+    def release(self, step: ReleaseParameters) -> None:
+        """Gives up parameters that were gathered."""
+        self._held.release(step)
 
-    def contribution(self, step: Reduction, scale: float = 1.0) -> list[Tensor]:
-        """This rank's summands of a step that sums over ranks.
+    # What a group of ranks does together.
+
+    def contribution(self, step: Collective, scale: float = 1.0) -> list[Tensor]:
+        """What this rank gives to a step of a group.
+
+        That is its summands; of a `ScatterGradients` those of the parts of all ranks, one after the other; of
+        a `GatherParameters` the content of its own parts.
 
         Args:
             step: Which; a `ReduceLoss` also seeds the backward pass.
@@ -453,23 +346,35 @@ class RankState:
         if isinstance(step, ReduceLoss):
             return [self._loss(step, scale)]
         if isinstance(step, ReduceStatistics):
-            return [self._statistics(step)]
+            return [self._statistics.contribution(step)]
         if isinstance(step, ReduceGradients):
-            return self._parameter_gradients.read_all(step.cells)
+            return self._held.whole_gradients(step.cells)
+        if isinstance(step, ScatterGradients):
+            return self._held.summands(step)
+        if isinstance(step, GatherParameters):
+            return self._held.given(step)
         if isinstance(step, ReduceNorm):
-            return [self._squared_norm(step.cells)]
+            return [self._held.squared_norm(step.cells)]
         if len(step.group) == 1:
             return []
         return [self._running.contribution(t, self.buffers[t]) for t in step.buffers]
 
-    def enter(self, step: Reduction, totals: Sequence[Tensor]) -> None:
-        """Takes the sums of the contributions of all ranks of an awaited step; it may keep the tensors."""
+    def enter(self, step: Collective, totals: Sequence[Tensor]) -> None:
+        """Takes what an awaited step brought; it may keep the tensors.
+
+        That is the sums of the contributions of all ranks; of a `ScatterGradients` those of its own parts; of
+        a `GatherParameters` the contents of the parts of all ranks, one after the other.
+        """
         if isinstance(step, ReduceLoss):
             self.loss = self.loss + totals[0]
         elif isinstance(step, ReduceStatistics):
-            self._enter_statistics(step, totals[0])
+            self._statistics.enter(step, totals[0], self._tasks)
         elif isinstance(step, ReduceGradients):
-            self._parameter_gradients.write_all(step.cells, totals)
+            self._held.enter_gradients(step.cells, totals)
+        elif isinstance(step, ScatterGradients):
+            self._held.enter_sums(step, totals)
+        elif isinstance(step, GatherParameters):
+            self._held.enter_gathered(step, totals)
         elif isinstance(step, ReduceNorm):
             self.gradient_norm = totals[0].sqrt()
         elif len(step.group) == 1:
@@ -478,29 +383,6 @@ class RankState:
         else:
             for tensor, total in zip(step.buffers, totals, strict=True):
                 self._running.enter(tensor, self.buffers[tensor], total)
-
-    def _statistics(self, step: ReduceStatistics) -> Tensor:
-        keys = [(step.operator, part) for part in step.parts]
-        if step.direction == "forward":
-            first = next(self._rows[key] for key in keys if key in self._rows)
-            table = first.new_zeros(len(keys), *first.shape)
-            for row, key in enumerate(keys):
-                if key in self._rows:
-                    table[row] = self._rows.pop(key)
-            return table
-        given = [self._table_gradients.pop(key) for key in keys if key in self._table_gradients]
-        total = torch.zeros_like(next(self._tables[key] for key in keys if key in self._tables))
-        for gradient in given:
-            total = total if gradient is None else total + gradient
-        return total
-
-    def _enter_statistics(self, step: ReduceStatistics, total: Tensor) -> None:
-        for row, part in enumerate(step.parts):
-            if (step.operator, part) in self._tasks:
-                if step.direction == "forward":
-                    self._tables[step.operator, part] = total
-                else:
-                    self._row_gradients[step.operator, part] = total[row]
 
     def _loss(self, step: ReduceLoss, scale: float) -> Tensor:
         if not step.pieces:
@@ -517,23 +399,19 @@ class RankState:
         value = whole.reshape(()).double() * step.weight
         return value if step.counted else torch.zeros_like(value)
 
-    def _squared_norm(self, cells: Iterable[Block]) -> Tensor:
-        squares = [torch.linalg.vector_norm(self.gradient(cell)).double().square() for cell in cells]
-        return torch.stack([torch.zeros((), dtype=torch.float64, device=self.device), *squares]).sum()
-
     # Parameters and buffers.
 
     def gradient(self, block: Block) -> Tensor:
-        """The gradient of a block of parameters: a view where the rank holds it as a whole."""
-        return self._parameter_gradients.read(block)
+        """The gradient of a block of parameters: a view where the rank has it as a whole."""
+        return self._held.gradient(block)
 
     def parameter(self, block: Block) -> Tensor:
-        """The content of a block of parameters."""
-        return self._parameters.read(block)
+        """The content of a block of parameters that the rank keeps between iterations."""
+        return self._held.read(block)
 
     def set_parameter(self, block: Block, content: Tensor) -> None:
-        """Overwrites a block of parameters."""
-        self._parameters.write(block, content)
+        """Overwrites what the rank keeps of a block of parameters."""
+        self._held.write(block, content)
 
     def set_buffer(self, block: Block, content: Tensor) -> None:
         """Overwrites a block of a buffer; any shape with as many elements."""

@@ -12,6 +12,9 @@ from soaprl.runtime.boxes import common, inside, num_elements
 from soaprl.runtime.program import Block, Box, Piece, Read
 from soaprl.runtime.reference import combined
 
+# Gives the content of a block of a graph input, parameter or buffer, in refined coordinates.
+Fetch: TypeAlias = Callable[[Block], Tensor]
+
 
 class BlockStore:
     """Blocks of tensors, in refined coordinates."""
@@ -85,11 +88,10 @@ class ParameterGradients:
             for _, parameter in held:
                 parameter.grad = None
 
-    def fill(self) -> None:
-        """Gives a gradient of zeros to the parameters that have none."""
-        for held in self._held.values():
-            for _, parameter in held:
-                _gradient_of(parameter)
+    def known(self, block: Block) -> Tensor | None:
+        """The gradient of a part of one held block: a view; None for zero."""
+        ((shared, box, parameter),) = self._overlapping(block)
+        return None if parameter.grad is None else parameter.grad[inside(shared, box)]
 
     def _overlapping(self, block: Block) -> list[tuple[Box, Box, nn.Parameter]]:
         """The held blocks that have a part of `block`: what they share, their box, their parameter."""
@@ -268,7 +270,7 @@ class GradientSums:
         return len(self._sums)
 
 
-def blocks_of(graph: OperatorGraph, tensors: Mapping[int, Tensor]) -> Callable[[Block], Tensor]:
+def blocks_of(graph: OperatorGraph, tensors: Mapping[int, Tensor]) -> Fetch:
     """Gives blocks of whole tensors, by index in the graph."""
 
     def fetch(block: Block) -> Tensor:

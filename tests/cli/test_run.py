@@ -95,6 +95,29 @@ def logical(soaprl: Soaprl, model: str, *more: object) -> dict[str, Any]:
     return done.json
 
 
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3"])
+def test_sharded_state_trains_as_one_process(soaprl: Soaprl, model_file: Path, sharding: str) -> None:
+    model = f"{model_file}:factory"
+    found = logical(soaprl, model, "-n", 3, "--steps", 3, "--check", "--sharding", sharding)
+    assert found["check"]["agrees"]
+    assert max(d["relative"] for d in (found["check"]["loss"], *found["check"]["gradients"])) < 1e-12
+    assert found["strategy"]["sharding"] == sharding
+
+
+def test_a_strategy_file_that_shards_runs_in_processes(
+    soaprl: Soaprl, model_file: Path, tmp_path: Path
+) -> None:
+    model, path = f"{model_file}:factory", tmp_path / "sharded.json"
+    on = ("-b", 12, "-c", "cpu-1x2", "--method", "data-parallel", "--sharding", "zero3")
+    soaprl("search", model, *on, "--out", path)
+    done = soaprl("run", path, "--steps", 2, "--check", "--dtype", "float64", "--json")
+    assert done.code == 0, done.err
+    assert done.json["check"]["agrees"]
+    listed = soaprl("run", path, "--dry-run").out
+    assert "reduce and scatter gradients over 0,1" in listed
+    assert "gather parameters over 0,1" in listed
+
+
 def test_two_processes_train_as_one_and_what_they_save_goes_on_under_four_ranks(
     soaprl: Soaprl, model_file: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from tests.runtime.checking import Case, Outcome, random_degrees, sources
 
 
 def random_strategy(graph: OperatorGraph, num_ranks: int, rng: random.Random, case: Case) -> Strategy:
-    """Any degrees on any devices: in turn, all on one, or each task anywhere."""
+    """Any degrees on any devices: in turn, all on one, or each task anywhere; nothing is sharded."""
     configs = []
     for operator in graph.operators:
         legal = [f for f, x in enumerate(operator.factors) if x.splittable and case.may_split(operator, f)]

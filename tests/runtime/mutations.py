@@ -3,12 +3,14 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 from soaprl.runtime.program import (
     Backward,
     Block,
     Exchange,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     Message,
@@ -18,6 +20,9 @@ from soaprl.runtime.program import (
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
+    Shared,
     Step,
     Update,
     UpdateBuffers,
@@ -25,7 +30,8 @@ from soaprl.runtime.program import (
 
 Place = tuple[int, int]
 Mutation = Callable[[Program, random.Random], Program | None]
-SHARED = (Exchange, ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
+SHARED = get_args(Shared)
+WAITING = (Forward, Backward, ReduceLoss, ReduceNorm, ReleaseParameters, Update)
 
 
 def places(program: Program, *kinds: type, where: Callable[[Step], bool] = lambda step: True) -> list[Place]:
@@ -96,9 +102,7 @@ def reversed_passes(program: Program, rng: random.Random) -> Program | None:
 
 
 def forgotten_wait(program: Program, rng: random.Random) -> Program | None:
-    found = places(
-        program, Forward, Backward, ReduceLoss, ReduceNorm, Update, where=lambda step: bool(step.waits)
-    )
+    found = places(program, *WAITING, where=lambda step: bool(step.waits))
     if not found:
         return None
     place = rng.choice(found)
@@ -242,7 +246,7 @@ def bucket_without_a_cell(program: Program, rng: random.Random) -> Program | Non
 def _without_wait(program: Program, rank: int, number: int) -> Program:
     steps = [
         replace(s, waits=tuple(w for w in s.waits if w != number))
-        if isinstance(s, Update | ReduceNorm)
+        if isinstance(s, Update | ReduceNorm | Forward | Backward | ReleaseParameters)
         else s
         for s in program.ranks[rank].steps
     ]
@@ -304,6 +308,82 @@ def update_of_less(program: Program, rng: random.Random) -> Program | None:
     return with_step(program, place, replace(step, parameters=step.parameters[1:]))
 
 
+def everywhere(*kinds: type) -> Mutation:
+    """Drops a shared step on all of its ranks, and what waits for it."""
+
+    def mutate(program: Program, rng: random.Random) -> Program | None:
+        found = places(program, *kinds)
+        if not found:
+            return None
+        number = step_at(program, rng.choice(found)).id
+        for place in reversed(places(program, *kinds, where=lambda s: s.id == number)):
+            program = _without_wait(with_step(program, place), place[0], number)
+        return program
+
+    return mutate
+
+
+def changed_parts(kind: type, change: Callable[[list, random.Random], bool]) -> Mutation:
+    """Other parts of a shared step on all of its ranks."""
+
+    def mutate(program: Program, rng: random.Random) -> Program | None:
+        found = places(program, kind)
+        if not found:
+            return None
+        step = step_at(program, rng.choice(found))
+        parts = [list(own) for own in step.parts]
+        if not change(parts, rng):
+            return None
+        new = replace(step, parts=tuple(tuple(own) for own in parts))
+        for place in places(program, kind, where=lambda s: s.id == step.id):
+            program = with_step(program, place, new)
+        return program
+
+    return mutate
+
+
+def parts_of_another(parts: list, rng: random.Random) -> bool:
+    """Each rank has the parts of its neighbour."""
+    parts.append(parts.pop(0))
+    return parts[0] != parts[-1]
+
+
+def moved_part(parts: list, rng: random.Random) -> bool:
+    own = rng.choice([own for own in parts if own])
+    own[0] = _moved(own[0], rng)
+    return bool(own[0].box)
+
+
+def early_gather(program: Program, rng: random.Random) -> Program | None:
+    """Gathers what has not been updated yet."""
+    found = places(program, Update)
+    ids = [s.id for s in _steps(program, GatherParameters)]
+    if not found or not ids or program.sharding.level == 3:
+        return None
+    rank, index = rng.choice(found)
+    steps = list(program.ranks[rank].steps)
+    late = next((i for i in range(index, len(steps)) if isinstance(steps[i], GatherParameters)), None)
+    if late is None:
+        return None
+    steps.insert(index, steps.pop(late))
+    return with_steps(program, rank, steps)
+
+
+def early_release(program: Program, rng: random.Random) -> Program | None:
+    """Releases before the passes that read."""
+    found = places(program, ReleaseParameters)
+    if not found:
+        return None
+    rank, index = rng.choice(found)
+    steps = list(program.ranks[rank].steps)
+    step = steps.pop(index)
+    return with_steps(program, rank, [replace(step, waits=()), *steps])
+
+
+def _steps(program: Program, kind: type) -> list[Step]:
+    return [step_at(program, place) for place in places(program, kind)]
+
+
 MUTATIONS: dict[str, Mutation] = {
     "dropped exchange": dropped(Exchange),
     "dropped forward": dropped(Forward),
@@ -312,6 +392,17 @@ MUTATIONS: dict[str, Mutation] = {
     "dropped constants": dropped(MakeConstants),
     "dropped loss": dropped(ReduceLoss),
     "dropped reduction": dropped(ReduceGradients),
+    "dropped scatter": dropped(ScatterGradients),
+    "scatter dropped by all": everywhere(ScatterGradients),
+    "scatter to others": changed_parts(ScatterGradients, parts_of_another),
+    "scatter of another part": changed_parts(ScatterGradients, moved_part),
+    "dropped gather": dropped(GatherParameters),
+    "gather dropped by all": everywhere(GatherParameters),
+    "gather from others": changed_parts(GatherParameters, parts_of_another),
+    "gather of another part": changed_parts(GatherParameters, moved_part),
+    "gather too early": early_gather,
+    "dropped release": dropped(ReleaseParameters),
+    "release too early": early_release,
     "dropped statistics": dropped(ReduceStatistics),
     "dropped norm": dropped(ReduceNorm),
     "dropped running statistics": dropped(UpdateBuffers),

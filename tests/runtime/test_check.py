@@ -9,6 +9,7 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.program import CompileOptions, Exchange, Forward, Program
+from soaprl.strategy.strategy import Sharding
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases
 from tests.runtime.mutations import MUTATIONS, places, step_at, with_step
@@ -32,6 +33,7 @@ def programs() -> list[tuple[OperatorGraph, Program]]:
             batch_norm="synchronized", clip_gradients=k % 2 == 0, bucket_bytes=rng.choice([1, 2**20])
         )
         strategy = random_strategy(graph, num_ranks, rng, case)
+        strategy = replace(strategy, sharding=tuple(Sharding)[k % 4])
         made.append((graph, compile_program(graph, strategy, num_ranks=num_ranks, options=options)))
     return made
 

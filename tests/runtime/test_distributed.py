@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.stores import blocks_of
 from soaprl.runtime.training import graph_of_model, initialize
 from soaprl.strategy.schedules import Schedule
+from soaprl.strategy.strategy import Sharding
 from tests.runtime.checking import Case, sources
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases, zoo_case
@@ -47,7 +49,8 @@ def check_against_logical(case: Case, seed: int, groups: Groups, num_strategies:
     module.train()
     fetch = blocks_of(graph, {**literal_tensors(graph), **sources(graph, module, args)})
     for number in range(num_strategies):
-        strategy = random_strategy(graph, NUM_RANKS, rng, case)
+        sharding = tuple(Sharding)[(seed + number) % 4]
+        strategy = replace(random_strategy(graph, NUM_RANKS, rng, case), sharding=sharding)
         options = CompileOptions(batch_norm="synchronized", bucket_bytes=rng.choice([1, 200, 2**20]))
         program = compile_program(graph, strategy, num_ranks=NUM_RANKS, options=options)
         check_program(program, graph)
@@ -59,10 +62,9 @@ def check_against_logical(case: Case, seed: int, groups: Groups, num_strategies:
             what = f"{case.name}, strategy {number}, iteration {iteration}: {strategy}"
             assert torch.allclose(found, expected, **CLOSE), f"{what}: loss {found}, not {expected}"
             own = logical.states[groups.rank]
-            for block, parameter in distributed.state.parameters.items():
-                if parameter.grad is not None:
-                    other = own.parameters[block].grad
-                    assert torch.allclose(parameter.grad, other, equal_nan=True, **CLOSE), f"{what}: {block}"
+            for block, parameter in distributed.state.updated.items():
+                gradient, other = parameter.grad, own.updated[block].grad
+                assert torch.allclose(gradient, other, equal_nan=True, **CLOSE), f"{what}: {block}"
         assert not distributed.state.num_held, what
 
 

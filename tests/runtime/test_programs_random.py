@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from soaprl.graph.capture import capture, graph_from_program
 from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.reference import run_graph
+from soaprl.strategy.strategy import Sharding
 from tests.runtime.checking import Case, Outcome, compare, compare_tensors, gradients, one_thread, sources
 from tests.runtime.executing import execute, random_strategy
 from tests.runtime.random_cases import GENERATORS
@@ -28,7 +30,8 @@ def check_programs(case: Case, rng: random.Random, *, num_strategies: int = NUM_
         expected = unsplit(graph, whole, module, args, seed)
         for _ in range(num_strategies):
             num_ranks = rng.randint(2, 8)
-            strategy = random_strategy(graph, num_ranks, rng, case)
+            sharding = rng.choice(tuple(Sharding))
+            strategy = replace(random_strategy(graph, num_ranks, rng, case), sharding=sharding)
             try:
                 found, _, ranks = execute(
                     graph,
@@ -38,7 +41,9 @@ def check_programs(case: Case, rng: random.Random, *, num_strategies: int = NUM_
                     num_ranks=num_ranks,
                     seed=seed,
                     options=CompileOptions(
-                        batch_norm="synchronized", bucket_bytes=rng.choice([1, 200, 2**20])
+                        batch_norm="synchronized",
+                        bucket_bytes=rng.choice([1, 200, 2**20]),
+                        prefetch=rng.randint(1, 4),
                     ),
                 )
                 degrees = tuple(config.degrees for config in strategy.configs)

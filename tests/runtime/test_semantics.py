@@ -238,7 +238,7 @@ def test_optimizers_that_need_whole_parameters_are_refused_for_parts_of_them() -
         return torch.optim.Adafactor(named)
 
     with pytest.raises(
-        ExecutionError, match=r"Adafactor may need whole parameters, and rank 0 holds only a part"
+        ExecutionError, match=r"Adafactor may need whole parameters, and rank 0 updates only a part"
     ):
         runtime_of(module, batch, lambda g: split_by(g, "channel", 2), optimizer=factored)
     runtime_of(module, batch, lambda g: data_parallel(g, 2), optimizer=factored).step(*batch)

@@ -1,6 +1,7 @@
 """Packed buffers: pieces of a message, or summands of a reduction, one after the other."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import num_elements
-from soaprl.runtime.program import Message
+from soaprl.runtime.program import Block, Message
 
 # Every piece begins where any data type may.
 _ALIGNMENT = 16
@@ -75,3 +76,35 @@ class SumBuffer:
     def pack(self, contents: Sequence[Tensor]) -> None:
         """Copies all summands."""
         torch._foreach_copy_(self.summands, list(contents))
+
+
+class PartsBuffer:
+    """Parts of parameter cells, those of each rank one after the other, and as far from one rank to the next.
+
+    Args:
+        graph: The operators.
+        parts: The parts of each rank, of one data type.
+        device: Where.
+
+    Attributes:
+        packed: All parts, shape [ranks, elements of the rank that has most].
+        contents: The parts of all ranks, one after the other: views of `packed`.
+    """
+
+    def __init__(self, graph: OperatorGraph, parts: Sequence[Sequence[Block]], device: torch.device) -> None:
+        sizes = [sum(num_elements(part.box) for part in own) for own in parts]
+        dtype: torch.dtype = getattr(torch, graph.tensors[next(p for own in parts for p in own).tensor].dtype)
+        # What nobody has is summed, too, so that it must be numbers.
+        self.packed = torch.zeros(len(parts), max(sizes), dtype=dtype, device=device)
+        self.contents = [
+            view for row, own in zip(self.packed, parts, strict=True) for view in shaped(row, own)
+        ]
+
+
+def shaped(flat: Tensor, parts: Sequence[Block]) -> list[Tensor]:
+    """Parts that follow each other in `flat`: views, each in its shape."""
+    ends = list(accumulate(num_elements(part.box) for part in parts))
+    return [
+        flat[first:last].view([stop - start for start, stop in part.box])
+        for first, last, part in zip([0, *ends], ends, parts, strict=False)
+    ]

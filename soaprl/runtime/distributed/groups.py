@@ -14,15 +14,7 @@ import torch.distributed as dist
 
 from soaprl.errors import ExecutionError
 from soaprl.runtime.distributed.health import Health, Store
-from soaprl.runtime.program import (
-    Program,
-    ReduceGradients,
-    ReduceLoss,
-    ReduceNorm,
-    ReduceStatistics,
-    Step,
-    UpdateBuffers,
-)
+from soaprl.runtime.program import Collective, Program
 
 DEFAULT_TIMEOUT_S = 30.0
 # No step has this id.
@@ -97,11 +89,10 @@ class Groups:
     def prepare(self, program: Program) -> None:
         """Makes the groups that a program needs; all ranks call this with the same program."""
         wanted = {
-            group
+            step.group
             for rank in program.ranks
             for step in rank.steps
-            for group in _collective_groups(step)
-            if len(group) > 1
+            if isinstance(step, Collective) and len(step.group) > 1
         }
         for ranks in sorted(wanted - self._known.keys()):
             self._known[ranks] = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout_s))
@@ -133,9 +124,3 @@ class Groups:
     def everyone(self) -> dist.ProcessGroup:
         """All ranks."""
         return self._known[tuple(range(self.num_ranks))]
-
-
-def _collective_groups(step: Step) -> tuple[tuple[int, ...], ...]:
-    if isinstance(step, ReduceStatistics | ReduceLoss | ReduceGradients | ReduceNorm | UpdateBuffers):
-        return (step.group,)
-    return ()

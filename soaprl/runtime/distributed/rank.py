@@ -17,23 +17,19 @@ from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
 from soaprl.runtime.program import (
     Backward,
-    Exchange,
     Forward,
     LoadInputs,
     MakeConstants,
     Program,
-    ReduceGradients,
     ReduceLoss,
     ReduceNorm,
-    ReduceStatistics,
+    ReleaseParameters,
     Shared,
     Step,
     Update,
-    UpdateBuffers,
 )
-from soaprl.runtime.rank import Fetch, RankState
-
-_SHARED = (Exchange, ReduceStatistics, ReduceLoss, ReduceGradients, ReduceNorm, UpdateBuffers)
+from soaprl.runtime.rank import RankState
+from soaprl.runtime.stores import Fetch
 
 
 class DistributedRank:
@@ -78,7 +74,11 @@ class DistributedRank:
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
         program_steps, drops = self.state.program.steps, last_uses(self.state.program)
-        self._steps = tuple((s, awaited(s), d) for s, d in zip(program_steps, drops, strict=True))
+        # With each step: what it waits for, whether others take part, and what is dropped after it.
+        self._steps = tuple(
+            (step, awaited(step), step if isinstance(step, Shared) else None, pieces)
+            for step, pieces in zip(program_steps, drops, strict=True)
+        )
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
         self._failures = Failures(self.state.graph, program, groups, timeout_s=timeout_s)
@@ -118,13 +118,13 @@ class DistributedRank:
         self.state.clear_gradients()
         self._pending.clear()
         try:
-            for index, (step, waits, drops) in enumerate(self._steps):
+            for index, (step, waits, shared, drops) in enumerate(self._steps):
                 if waits:
                     self._complete(waits, index)
                 self._at(index)
-                if isinstance(step, _SHARED):
-                    self._shared = step
-                    self._pending[step.id] = (step, self._transport.start(step))
+                if shared is not None:
+                    self._shared = shared
+                    self._pending[shared.id] = (shared, self._transport.start(shared))
                 else:
                     self._local(step, batch, update, watch)
                 if drops:
@@ -164,6 +164,8 @@ class DistributedRank:
             self.state.load_inputs(step, batch)
         elif isinstance(step, MakeConstants):
             self.state.make_constants(step)
+        elif isinstance(step, ReleaseParameters):
+            self.state.release(step)
         else:
             assert isinstance(step, Update), f"{type(step).__name__} is shared"
             self.state.fill_gradients()
@@ -173,6 +175,6 @@ class DistributedRank:
 
 def awaited(step: Step) -> tuple[int, ...]:
     """The ids that must be complete before a step."""
-    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | Update):
+    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
         return step.waits
     return ()

@@ -1,16 +1,23 @@
 """Steps as a reader of an error knows them: by operator and pass."""
 
+from collections.abc import Iterable
+from itertools import chain
+
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.program import (
     Backward,
+    Block,
     Exchange,
     Forward,
+    GatherParameters,
     LoadInputs,
     MakeConstants,
     ReduceGradients,
     ReduceLoss,
     ReduceNorm,
     ReduceStatistics,
+    ReleaseParameters,
+    ScatterGradients,
     Step,
     Update,
 )
@@ -25,9 +32,11 @@ def step_name(graph: OperatorGraph, step: Step) -> str:
     if isinstance(step, ReduceStatistics):
         return f"batch statistics of operator {_operator(graph, step)}, {step.direction}"
     if isinstance(step, ReduceGradients):
-        names = dict.fromkeys(graph.tensors[cell.tensor].name for cell in step.cells)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return f"sum of the gradients of {next(iter(names))!r}{more}"
+        return f"sum of the gradients of {_tensors(graph, step.cells)}"
+    if isinstance(step, ScatterGradients):
+        return f"sum of the gradients of parts of {_tensors(graph, chain(*step.parts))}"
+    if isinstance(step, GatherParameters):
+        return f"gathering of {_tensors(graph, chain(*step.parts))}"
     if isinstance(step, ReduceLoss):
         which = f" of micro-batch {step.micro_batch}" if step.micro_batch or step.weight != 1 else ""
         name = graph.operators[graph.producer[graph.loss]].name
@@ -38,7 +47,14 @@ def step_name(graph: OperatorGraph, step: Step) -> str:
         return "loading of the batch"
     if isinstance(step, MakeConstants):
         return "constants"
+    if isinstance(step, ReleaseParameters):
+        return f"release of {_tensors(graph, step.blocks)}"
     return "update of the parameters" if isinstance(step, Update) else "running statistics"
+
+
+def _tensors(graph: OperatorGraph, blocks: Iterable[Block]) -> str:
+    first, *others = dict.fromkeys(graph.tensors[block.tensor].name for block in blocks)
+    return f"{first!r} and {len(others)} more" if others else repr(first)
 
 
 def _operator(graph: OperatorGraph, step: Forward | Backward | Exchange | ReduceStatistics) -> str:

@@ -14,10 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from soaprl.runtime.distributed.buffers import MessageBuffer, SumBuffer
+from soaprl.runtime.distributed.buffers import MessageBuffer, PartsBuffer, SumBuffer, shaped
 from soaprl.runtime.distributed.groups import Groups
-from soaprl.runtime.program import Exchange, Message, Shared
-from soaprl.runtime.rank import RankState, Reduction
+from soaprl.runtime.program import (
+    Collective,
+    Exchange,
+    GatherParameters,
+    Message,
+    ScatterGradients,
+    Shared,
+)
+from soaprl.runtime.rank import RankState
 
 # Completes a shared step: waits, and lets what it brought be there.
 Arrival: TypeAlias = Callable[[], None]
@@ -43,6 +50,7 @@ class Transport:
         self._wire = state.device if self._nccl else torch.device("cpu")
         self._messages: dict[tuple[int, int, bool], MessageBuffer] = {}
         self._sums: dict[int, SumBuffer] = {}
+        self._shards: dict[int, PartsBuffer] = {}
 
     def start(self, step: Shared, *, scale: float = 1.0) -> Arrival:
         """Sends what this rank has for the others; what it returns takes what they have.
@@ -56,6 +64,10 @@ class Transport:
         """
         if isinstance(step, Exchange):
             return self._exchange(step)
+        if isinstance(step, ScatterGradients):
+            return self._scatter(step)
+        if isinstance(step, GatherParameters):
+            return self._gather(step)
         return self._reduce(step, scale)
 
     def _exchange(self, step: Exchange) -> Arrival:
@@ -68,9 +80,7 @@ class Transport:
                 self._wait(work)
             for message in step.receives:
                 contents = self._buffer(step.id, message, received=True).pieces
-                if self._wire != self._state.device:
-                    contents = [content.to(self._state.device) for content in contents]
-                self._state.incoming(message, step.direction, contents)
+                self._state.incoming(message, step.direction, self._here(contents))
 
         return arrive
 
@@ -101,7 +111,7 @@ class Transport:
             self._messages[key] = MessageBuffer(self._state.graph, message, self._wire)
         return self._messages[key]
 
-    def _reduce(self, step: Reduction, scale: float) -> Arrival:
+    def _reduce(self, step: Collective, scale: float) -> Arrival:
         contributions = self._state.contribution(step, scale)
         if len(step.group) == 1:
             return lambda: self._state.enter(step, contributions)
@@ -116,12 +126,56 @@ class Transport:
         def arrive() -> None:
             for work in works:
                 self._wait(work)
-            totals = buffer.summands
-            if self._wire != self._state.device:
-                totals = [total.to(self._state.device) for total in totals]
-            self._state.enter(step, totals)
+            self._state.enter(step, self._here(buffer.summands))
 
         return arrive
+
+    def _scatter(self, step: ScatterGradients) -> Arrival:
+        """Everybody sends to each rank its parts, which that rank sums, always in the same order."""
+        sent, place = self._parts(step), step.group.index(self._groups.rank)
+        torch._foreach_copy_(sent.contents, self._state.contribution(step))
+        received = torch.empty_like(sent.packed)
+        with _links():
+            work = dist.all_to_all_single(
+                received, sent.packed, group=self._groups[step.group], async_op=True
+            )
+
+        def arrive() -> None:
+            self._wait(work)
+            totals = shaped(received.sum(0), step.parts[place])
+            self._state.enter(step, self._here(totals))
+
+        return arrive
+
+    def _gather(self, step: GatherParameters) -> Arrival:
+        buffer, place = self._parts(step), step.group.index(self._groups.rank)
+        own = buffer.packed[place]
+        if step.parts[place]:
+            torch._foreach_copy_(shaped(own, step.parts[place]), self._state.contribution(step))
+        with _links():
+            work = dist.all_gather_single(
+                buffer.packed.view(-1), own, group=self._groups[step.group], async_op=True
+            )
+
+        def arrive() -> None:
+            self._wait(work)
+            self._state.enter(step, self._here(buffer.contents))
+
+        return arrive
+
+    def _parts(self, step: ScatterGradients | GatherParameters) -> PartsBuffer:
+        """The buffer of a step; where memory is what sharding is for, it has none between iterations."""
+        if self._state.sharding.level > 1:
+            return PartsBuffer(self._state.graph, step.parts, self._wire)
+        if step.id not in self._shards:
+            self._shards[step.id] = PartsBuffer(self._state.graph, step.parts, self._wire)
+        return self._shards[step.id]
+
+    def _here(self, contents: list[Tensor]) -> list[Tensor]:
+        """Contents on the rank's own device."""
+        if self._wire == self._state.device:
+            return contents
+        return [content.to(self._state.device) for content in contents]
 
     def _wait(self, work: dist.Work | None) -> None:
         assert work is not None, "this rank is in the group"

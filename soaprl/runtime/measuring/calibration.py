@@ -14,7 +14,7 @@ counted, and caches, which is.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import median
 
 import numpy as np
@@ -22,7 +22,16 @@ import numpy as np
 from soaprl.cluster.tables import FloatArray
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import num_elements
-from soaprl.runtime.program import Block, Exchange, Piece, Program, RankProgram, ReduceGradients
+from soaprl.runtime.program import (
+    Block,
+    Exchange,
+    GatherParameters,
+    Piece,
+    Program,
+    RankProgram,
+    ReduceGradients,
+    ScatterGradients,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +97,15 @@ def _traffic(graph: OperatorGraph, rank: RankProgram) -> Traffic:
         for message in (*step.sends, *step.receives)
     ]
     sums = [step.cells for step in rank.steps if isinstance(step, ReduceGradients) and len(step.group) > 1]
+    # Each is half of a sum: gradients are sent and parts received, or parts sent and the whole received.
+    halves = [
+        tuple(chain(*step.parts))
+        for step in rank.steps
+        if isinstance(step, ScatterGradients | GatherParameters)
+    ]
     return Traffic(
-        num_messages=len(messages) + 2 * len(sums),
-        num_bytes=sum(size(pieces) for pieces in messages) + 2 * sum(size(cells) for cells in sums),
+        num_messages=len(messages) + 2 * len(sums) + len(halves),
+        num_bytes=sum(map(size, messages)) + 2 * sum(map(size, sums)) + sum(map(size, halves)),
     )
 
 

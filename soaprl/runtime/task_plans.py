@@ -1,0 +1,142 @@
+"""How one rank runs its tasks: what stays the same in all iterations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from soaprl.graph.factors import part_box
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.calls import Kernel
+from soaprl.runtime.plans import PartPlan
+from soaprl.runtime.program import Block, CompileOptions, Forward, Piece, RankProgram, Read
+from soaprl.runtime.rank_parameters import RankParameters
+from soaprl.runtime.segments import Task, outer_outputs, segments_of
+from soaprl.runtime.shards import region
+from soaprl.runtime.statistics import synchronized_calls
+from soaprl.runtime.stores import Assembly
+from soaprl.strategy.strategy import OpConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPlan:
+    """How a task gets a region of an input.
+
+    Attributes:
+        assembly: How it is put together.
+        piece: The piece that it is, where it is one piece and needs nothing more.
+        inner: For each piece, whether it is differentiated in the graph that the task is in.
+    """
+
+    assembly: Assembly
+    piece: Piece | None
+    inner: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """What stays the same in all iterations of one task.
+
+    Attributes:
+        part: The part of the operator.
+        segment: The number of the segment whose graph it is in; -1 without a backward pass.
+        reads: How it gets each input.
+        parameters: For each parameter its content, or None where that must be entered.
+        blocks: The blocks of these parameters.
+        buffers: The blocks of buffers that it reads.
+        stops: The calls of the body at whose statistics it waits for others.
+        recorded: The calls whose batch statistics are to be recorded.
+        written: What it writes.
+        outer: For each of these, whether gradients come from elsewhere than the segment.
+    """
+
+    part: PartPlan
+    segment: int
+    reads: tuple[ReadPlan, ...]
+    parameters: tuple[Tensor | None, ...]
+    blocks: tuple[Block, ...]
+    buffers: tuple[Block, ...]
+    stops: tuple[int, ...]
+    recorded: tuple[int, ...]
+    written: tuple[Piece, ...]
+    outer: tuple[bool, ...]
+
+
+class TaskPlans:
+    """The plans of a rank's tasks, each made when the task first runs.
+
+    Args:
+        graph: The graph that the program's steps name.
+        program: The rank's program.
+        configs: The configuration of each operator.
+        options: How the program was compiled.
+        table: Kernels.
+        parameters: The rank's parameters.
+
+    Attributes:
+        segment_of: The number of the segment of each task with a backward pass.
+    """
+
+    def __init__(
+        self,
+        graph: OperatorGraph,
+        program: RankProgram,
+        configs: tuple[OpConfig, ...],
+        options: CompileOptions,
+        table: Mapping[str, Kernel],
+        parameters: RankParameters,
+    ) -> None:
+        self._graph, self._configs, self._options, self._table = graph, configs, options, table
+        self._parameters = parameters
+        self.segment_of = segments_of(program)
+        self._outer = outer_outputs(program, self.segment_of)
+        self._known: dict[Task, TaskPlan] = {}
+
+    def of(self, step: Forward) -> TaskPlan:
+        """The plan of the task of a step; of a task in stages, the first one comes first."""
+        key = (step.operator, step.part)
+        return self._known.get(key) or self._new(step)
+
+    def _new(self, step: Forward) -> TaskPlan:
+        operator, config = self._graph.operators[step.operator], self._configs[step.operator]
+        key = (step.operator, step.part)
+        boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
+        box = boxes[step.part]
+        written = tuple(Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs)
+        plan = self._known[key] = TaskPlan(
+            part=PartPlan(operator, config.degrees, step.part, self._table),
+            segment=self.segment_of.get(key, -1),
+            reads=tuple(self._read_plan(read, self.segment_of.get(key, -1)) for read in step.reads),
+            parameters=tuple(
+                self._parameters.content(block, access.gradient and operator.has_backward)
+                for block, access in zip(step.parameters, operator.parameters, strict=True)
+            ),
+            blocks=step.parameters,
+            buffers=step.buffers,
+            stops=tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm)),
+            recorded=step.statistics,
+            written=written,
+            outer=tuple(
+                operator.has_backward and (piece.tensor, piece.part) in self._outer for piece in written
+            ),
+        )
+        return plan
+
+    def _read_plan(self, read: Read, segment: int) -> ReadPlan:
+        how = "sum"
+        if read.tensor in self._graph.producer:
+            producer = self._graph.producer[read.tensor]
+            outputs = self._graph.operators[producer].outputs
+            how = next(access.combine for access in outputs if access.tensor == read.tensor)
+            inner = tuple(
+                read.gradient and segment >= 0 and self.segment_of.get((producer, piece.part), -1) == segment
+                for piece in read.pieces
+            )
+        else:
+            inner = ()
+        only = read.pieces[0] if len(read.pieces) == 1 and read.pieces[0].box == read.box else None
+        return ReadPlan(
+            assembly=Assembly(self._graph.tensors[read.tensor], read, how),
+            piece=only if inner == (True,) or segment < 0 else None,
+            inner=inner,
+        )
