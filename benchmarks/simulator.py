@@ -16,6 +16,9 @@ limit that a chain with ``beta_relative`` 5000 has at the strategy, and `rollbac
 hundred arrays to compiled code (once for full, twice for delta). That part is measured with kernels that take
 the same arrays and do nothing.
 
+*search /s* are the proposals of ``mcmc`` in its search time, all patterns known from an equal search before;
+*around* is the share of that time that it spends outside compiled simulation.
+
 *ns/task* is the plain schedule of a proposal in compiled code; *again* that of the unchanged strategy, over
 and over, when the processor has learned to predict it.
 """
@@ -43,8 +46,9 @@ from soaprl.graph.capture import capture_model
 from soaprl.graph.zoo import zoo_models
 from soaprl.search import Budget, MetropolisSettings, Proposals, ProposalSettings, SearchTask, metropolis
 from soaprl.simulator import DeltaSimulator, Problem, Simulator
+from soaprl.simulator import engine as engine_module
 from soaprl.simulator.engine import Engine
-from soaprl.simulator.entry import NO_SCALE, PROPOSE, TAKE_BACK, no_rows
+from soaprl.simulator.entry import NO_SCALE, PROPOSE, TAKE_BACK, no_rows, perform
 from soaprl.simulator.memory import peak_memory
 from soaprl.simulator.patch import (
     DONE,
@@ -344,7 +348,7 @@ class Row:
         within_us: Delta simulation up to the limit.
         within_mean_us: Its mean.
         refused: Share of the proposals that passed the limit.
-        rate_per_s: Proposals a second of a search; None if it was not measured.
+        walk: Of a search from the strategy; None if none was timed.
     """
 
     model: str
@@ -361,7 +365,7 @@ class Row:
     within_us: float
     within_mean_us: float
     refused: float
-    rate_per_s: float | None
+    walk: "Walk | None"
 
     def as_markdown(self) -> str:
         """The line."""
@@ -386,7 +390,8 @@ class Row:
             f"{self.refused:.0%}",
             f"{self.full_us / self.within_mean_us:.1f}x",
             "" if paper_s is None else f"{paper_s[0] / paper_s[1]:.1f}x",
-            "" if self.rate_per_s is None else f"{self.rate_per_s:,.0f}",
+            "" if self.walk is None else f"{self.walk.rate_per_s:,.0f}",
+            "" if self.walk is None else f"{self.walk.around:.0%}",
         )
         return f"| {' | '.join(cells)} |"
 
@@ -411,10 +416,43 @@ _COLUMNS = (
     "full / within mean",
     "paper",
     "search /s",
+    "around",
 )
 
 
-def measure(problem: Problem, name: str, strategy: Strategy, start_s: float, rate_per_s: float | None) -> Row:
+class Walk(NamedTuple):
+    """How fast a search went.
+
+    Attributes:
+        rate_per_s: Proposals a second.
+        around: Share of its time outside compiled simulation.
+    """
+
+    rate_per_s: float
+    around: float
+
+
+class PerformClock:
+    """Inside, adds up the seconds of all calls of the simulator's compiled entry."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+
+    def __enter__(self) -> "PerformClock":
+        engine_module.perform = self._timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        engine_module.perform = perform
+
+    def _timed(self, *arguments: Any) -> int:
+        begun_s = time.perf_counter()
+        result = perform(*arguments)
+        self.spent_s += time.perf_counter() - begun_s
+        return result
+
+
+def measure(problem: Problem, name: str, strategy: Strategy, start_s: float, walk: Walk | None) -> Row:
     """Times the proposals of a chain that stays at `strategy` and began with a time of `start_s`."""
     graph, num_devices = problem.graph, problem.cluster.num_devices
     delta, full = DeltaSimulator(problem, strategy), FullSimulator(problem, strategy)
@@ -457,7 +495,7 @@ def measure(problem: Problem, name: str, strategy: Strategy, start_s: float, rat
         within_us=within_us,
         within_mean_us=float(times[4].mean()),
         refused=float(refused.mean()),
-        rate_per_s=rate_per_s,
+        walk=walk,
     )
 
 
@@ -506,15 +544,18 @@ def measure_problem(problem: Problem, *, search_rates: bool) -> list[Row]:
         seed=0,
     )
     settings = MetropolisSettings(num_random_starts=0, patience=1.0)
-    found, rate_per_s = metropolis(task, settings), None
+    found, walk = metropolis(task, settings), None
     if search_rates:
         # The same steps again: all patterns are known.
-        walked = metropolis(task, settings)
-        rate_per_s = walked.num_evaluations / walked.search_time_s
+        with PerformClock() as clock:
+            walked = metropolis(task, settings)
+        walk = Walk(
+            walked.num_evaluations / walked.search_time_s, 1.0 - clock.spent_s / walked.search_time_s
+        )
     start = data_parallel(problem.graph, problem.cluster)
     start_s = found.initial_time_s
     return [
-        measure(problem, "data-parallel", start, start_s, rate_per_s),
+        measure(problem, "data-parallel", start, start_s, walk),
         measure(
             problem,
             f"mcmc, {start_s / found.evaluation.iteration_time_s:.2f}x",

@@ -1,5 +1,6 @@
 """`soaprl train`: train a policy."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,15 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the training in this folder.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            "-w",
+            min=1,
+            help="Processes that teach lessons; the policy is the same with any number. Default: one a core.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +70,7 @@ def train(
                 bars[what] = display.add_task(what, total=1.0, status="")
             display.update(bars[what], completed=done, status=status)  # type: ignore[arg-type]
 
-        training = open_training(folder, wanted, listen)
+        training = open_training(folder, wanted, listen, workers=workers or os.cpu_count() or 1)
         try:
             run_training(training)
         except KeyboardInterrupt:

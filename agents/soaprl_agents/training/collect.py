@@ -1,10 +1,14 @@
 """Collects lessons of many problems, a file for each: what is there already is not collected again."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from soaprl_agents.decoding import ProblemPolicy, sweep
 from soaprl_agents.network import PolicyNetwork
@@ -20,11 +24,81 @@ _SAMPLES = 8
 
 
 class Lesson(NamedTuple):
-    """What is to be taught: a problem that is made when its turn comes, a seed, and the file for the rows."""
+    """What is to be taught.
 
+    Attributes:
+        name: Of the problem.
+        make: Makes the problem when its turn comes.
+        seed: Of the teacher.
+        path: The file for the rows.
+    """
+
+    name: str
     make: Callable[[], Problem]
     seed: int
     path: Path
+
+
+def collect_all(
+    lessons: Sequence[Lesson],
+    settings: TeachingSection,
+    network: PolicyNetwork | None,
+    *,
+    workers: int,
+    say: Callable[[int, str], None],
+) -> Iterator[Lessons]:
+    """The lessons in their order, after those that are missing have been taught, by several processes at once.
+
+    A lesson is a function of its problem, its seed and the network: how many processes there are changes
+    nothing. An interrupt waits for the lessons that are being taught.
+
+    Args:
+        lessons: What is to be taught.
+        settings: How it is taught.
+        network: If given, the teacher also starts from its samples.
+        workers: Processes; 1: this one.
+        say: Told how many lessons are there, and the name of the last or next one.
+
+    Raises:
+        PolicyError: A file is damaged.
+        OutputError: A file cannot be written.
+    """
+    missing = [lesson for lesson in lessons if not lesson.path.is_file()]
+    if workers > 1 and len(missing) > 1:
+        _teach_in_processes(missing, settings, network, min(workers, len(missing)), len(lessons), say)
+    for number, lesson in enumerate(lessons):
+        say(number, lesson.name)
+        yield collect(lesson, settings, network)
+
+
+def _teach_in_processes(
+    missing: Sequence[Lesson],
+    settings: TeachingSection,
+    network: PolicyNetwork | None,
+    workers: int,
+    total: int,
+    say: Callable[[int, str], None],
+) -> None:
+    """Every missing lesson is written to its file."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+    try:
+        running = {pool.submit(_write, lesson, settings, network): lesson for lesson in missing}
+        for done, future in enumerate(as_completed(running), total - len(missing) + 1):
+            future.result()
+            say(done, running[future].name)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # The process that asked for the lessons decides what an interrupt means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _write(lesson: Lesson, settings: TeachingSection, network: PolicyNetwork | None) -> None:
+    """Like `collect`, for a process that need not hand the rows back."""
+    collect(lesson, settings, network)
 
 
 def collect(lesson: Lesson, settings: TeachingSection, network: PolicyNetwork | None) -> Lessons:

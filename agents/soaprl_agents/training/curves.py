@@ -6,6 +6,7 @@ from types import TracebackType
 import numpy as np
 import torch
 from soaprl_agents.training.imitation import RowLosses, Rows
+from soaprl_agents.training.judging import Verdict
 from soaprl_agents.training.teacher import REFINING, SEQUENTIAL
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,6 +28,11 @@ class Curves:
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a curve."""
         self._writer.add_scalar(name, value, step)
+
+    def verdict(self, verdict: Verdict, step: int) -> None:
+        """Points of the curves of decoding; see `soaprl_agents.training.judging`."""
+        for metric, value in verdict._asdict().items():
+            self.scalar(f"valid/decoded/{metric}", value, step)
 
     def rows(self, name: str, losses: RowLosses, rows: Rows, step: int) -> None:
         """Points of the curves of imitation, by kind of rows; see `soaprl_agents.training.imitation`."""

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from soaprl_agents.checkpoints import Checkpoint, feature_config, save_checkpoint
 from soaprl_agents.network import PolicyNetwork
-from soaprl_agents.training.collect import Lesson, collect
+from soaprl_agents.training.collect import Lesson, collect_all
 from soaprl_agents.training.curves import Curves
 from soaprl_agents.training.imitation import draw_rows, row_losses
+from soaprl_agents.training.judging import Examination, examination, judge
 from soaprl_agents.training.learner import Learner, new_learner, seeded
 from soaprl_agents.training.lessons import Lessons
 from soaprl_agents.training.recipe import Recipe, RoundSection
@@ -38,7 +39,7 @@ from soaprl.atomic import make_folder, write_text_atomic
 from soaprl.errors import PolicyError
 from soaprl.simulator.problem import Problem
 
-_SAVE_EVERY, _LOG_EVERY = 200, 50
+_SAVE_EVERY, _LOG_EVERY, _JUDGE_EVERY = 200, 50, 1000
 
 
 class Say(Protocol):
@@ -59,6 +60,7 @@ class Training:
         problems: What is trained on.
         validation: What is looked at.
         say: Told about progress.
+        workers: Processes that teach.
     """
 
     recipe: Recipe
@@ -66,9 +68,10 @@ class Training:
     problems: ProblemGenerator
     validation: ProblemGenerator
     say: Say
+    workers: int = 1
 
 
-def open_training(folder: Path, recipe: Recipe | None, say: Say) -> Training:
+def open_training(folder: Path, recipe: Recipe | None, say: Say, *, workers: int = 1) -> Training:
     """The training in `folder`, begun with `recipe` or gone on with the recipe that is there.
 
     Raises:
@@ -78,7 +81,12 @@ def open_training(folder: Path, recipe: Recipe | None, say: Say) -> Training:
     kept = keep_recipe(folder, recipe)
     suites = load_suite(kept.suite), load_suite(kept.validation)
     return Training(
-        recipe=kept, folder=folder, problems=suites[0].problems, validation=suites[1].problems, say=say
+        recipe=kept,
+        folder=folder,
+        problems=suites[0].problems,
+        validation=suites[1].problems,
+        say=say,
+        workers=workers,
     )
 
 
@@ -117,14 +125,19 @@ def imitate(training: Training) -> PolicyNetwork:
         network = PolicyNetwork(feature_config(**recipe.network.model_dump()))
     known: list[Lessons] = []
     looked_at: list[Lessons] = []
+    examinations: list[Examination] = []
     taught: PolicyNetwork | None = None
     with Curves(training.folder / "curves") as curves:
         for number, section in enumerate(recipe.rounds):
             found = list(_collected(training, number, section, taught))
             looked_at += found[: section.validation]
             known += found[section.validation :]
+            examinations += [
+                examination(planned(training, number, index)[1], lessons)
+                for index, lessons in enumerate(found[: section.validation])
+            ]
             learner = new_learner(network, num_steps=section.steps, rate=recipe.imitation.rate)
-            _learn(training, number, learner, known, looked_at, curves)
+            _learn(training, number, learner, known, looked_at, examinations, curves)
             taught = network = learner.average
             _save(training, network, f"after round {number + 1} of imitation")
     return network
@@ -137,12 +150,17 @@ def _collected(
     folder = training.folder / "lessons"
     make_folder(folder)
     total = section.validation + section.problems
+    planning = []
     for index in range(total):
         name, make = planned(training, number, index)
-        training.say(f"lessons {number + 1}", index / total, f"{name}, {index + 1} of {total}")
         seed = training.recipe.seed * 1_000_000 + number * 10_000 + index
-        lesson = Lesson(make, seed, folder / f"{number}-{index:03d}.npz")
-        yield collect(lesson, training.recipe.teaching, network)
+        planning.append(Lesson(name, make, seed, folder / f"{number}-{index:03d}.npz"))
+
+    def say(done: int, name: str) -> None:
+        training.say(f"lessons {number + 1}", done / total, f"{name}, {done} of {total}")
+
+    teaching = training.recipe.teaching
+    return collect_all(planning, teaching, network, workers=training.workers, say=say)
 
 
 def planned(training: Training, number: int, index: int) -> tuple[str, Callable[[], Problem]]:
@@ -175,6 +193,7 @@ def _learn(
     learner: Learner,
     known: Sequence[Lessons],
     looked_at: Sequence[Lessons],
+    examinations: Sequence[Examination],
     curves: Curves,
 ) -> None:
     """The steps of a round."""
@@ -197,6 +216,10 @@ def _learn(
                 shown = draw_rows(looked_at, rng, num_problems=4, rows_each=256)
                 curves.rows("valid", row_losses(learner.average, shown), shown, offset + learner.step)
             _save(training, learner.average, f"step {learner.step} of round {number + 1}")
+        if learner.step % _JUDGE_EVERY == 0 or learner.step == learner.num_steps:
+            with evaluating(learner.average):
+                verdict = judge(learner.average, examinations)
+            curves.verdict(verdict, offset + learner.step)
 
 
 def _save(training: Training, network: PolicyNetwork, stage: str) -> None:
