@@ -549,9 +549,7 @@ def measure_problem(problem: Problem, *, search_rates: bool) -> list[Row]:
         # The same steps again: all patterns are known.
         with PerformClock() as clock:
             walked = metropolis(task, settings)
-        walk = Walk(
-            walked.num_evaluations / walked.search_time_s, 1.0 - clock.spent_s / walked.search_time_s
-        )
+        walk = Walk(walked.num_evaluations / walked.search_time_s, 1.0 - clock.spent_s / walked.search_time_s)
     start = data_parallel(problem.graph, problem.cluster)
     start_s = found.initial_time_s
     return [

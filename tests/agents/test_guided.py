@@ -1,16 +1,19 @@
 from collections import Counter
+from dataclasses import replace
 from math import exp
+from pathlib import Path
 
 import pytest
 from soaprl_agents.decoding import ready_policy
-from soaprl_agents.searching.guided import Guided, GuidedSettings
+from soaprl_agents.searching.guided import Guided, GuidedSettings, search_guided
 
 from soaprl.graph.operators import OperatorGraph
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.stepping import Trial
+from soaprl.simulator.evaluator import Simulator
 from soaprl.strategy.baselines import single_device
 from soaprl.strategy.strategy import Strategy
-from tests.agents.networks import decided_network
+from tests.agents.networks import decided_network, larger_problem
 from tests.search.synthetic import Synthetic, all_strategies, pointwise_chain, toy_problem, toy_task
 from tests.search.test_chain import chi_square, normalized, tied_chain
 
@@ -43,7 +46,10 @@ def visits(
 @pytest.mark.parametrize("graph", [pointwise_chain(num_operators=3), tied_chain()], ids=["free", "tied"])
 def test_visits_follow_the_distribution_of_plain_metropolis_search(graph: OperatorGraph) -> None:
     evaluator = Synthetic()
-    settings = GuidedSettings(share=0.2, beta_relative=2.0)
+    # One round, of which half of the steps are plain: both kinds of steps must keep the distribution.
+    settings = GuidedSettings(
+        share=0.2, beta_relative=2.0, guided_steps=STEPS // 2, plain_steps=STEPS - STEPS // 2
+    )
     seen, scale_s = visits(graph, evaluator, settings)
     mixture = Proposals(graph, 2, ProposalSettings())
     boltzmann = {s: exp(-evaluator.cost(s) / scale_s) for s in all_strategies(graph, 2)}
@@ -54,3 +60,44 @@ def test_visits_follow_the_distribution_of_plain_metropolis_search(graph: Operat
     assert sum(seen.values()) > 0.9 * STEPS / EVERY
     assert chi_square(seen, normalized(weighted)) < 5
     assert chi_square(seen, normalized(boltzmann)) > 10
+
+
+SHORT_ROUNDS = GuidedSettings(guided_steps=12, plain_steps=8, num_samples=4)
+
+
+def test_every_round_begins_elsewhere_and_keeps_the_best() -> None:
+    problem = larger_problem()
+    policy = ready_policy(decided_network(), problem)
+    simulator = Simulator(problem)
+    guided = Guided(toy_task(problem, simulator), lambda: policy, SHORT_ROUNDS, None)
+    state, began = guided.begin(), {}
+    best_s = float("inf")
+    for _ in range(400):
+        trial = guided.propose(state)
+        assert trial is not None
+        evaluation = simulator.evaluate(trial.strategy)
+        fits = evaluation.feasible and evaluation.iteration_time_s <= trial.limit_s
+        before, state = state, guided.advance(state, trial, evaluation if fits else None)
+        if fits:
+            best_s = min(best_s, evaluation.iteration_time_s)
+        if state.begun > before.begun:
+            began[state.begun] = trial.strategy
+            assert state.current is not None
+            assert state.current.strategy == trial.strategy
+            assert before.step == (state.begun - 1) * 20
+    assert len(began) > 5
+    assert len(set(began.values())) > 5, "rounds begin at different strategies"
+    assert state.best is not None
+    assert state.best.evaluation.iteration_time_s == best_s
+
+
+@pytest.mark.parametrize("evaluations", [3, 9, 40, 41, 60])
+def test_a_walk_goes_on_in_any_round_as_if_it_had_not_stopped(evaluations: int, tmp_path: Path) -> None:
+    problem, network = larger_problem(), decided_network()
+    task = toy_task(problem, Simulator(problem), evaluations=120, state_path=tmp_path / "state.json")
+    whole = search_guided(task, network, SHORT_ROUNDS)
+    search_guided(replace(task, budget=replace(task.budget, evaluations=evaluations)), network, SHORT_ROUNDS)
+    went_on = search_guided(replace(task, resume=True), network, SHORT_ROUNDS)
+    assert went_on.strategy == whole.strategy
+    assert went_on.history_best_s.tolist() == whole.history_best_s.tolist()
+    assert went_on.num_accepted == whole.num_accepted

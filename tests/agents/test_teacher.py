@@ -1,9 +1,10 @@
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
-from soaprl_agents.training.collect import Lesson, collect, teach
+from soaprl_agents.training.collect import Lesson, collect, collect_all, teach
 from soaprl_agents.training.lessons import Lessons, load_lessons
 from soaprl_agents.training.recipe import TeachingSection
 from soaprl_agents.training.teacher import REFINING, SEQUENTIAL, Teacher
@@ -13,7 +14,7 @@ from soaprl_envs.features import problem_features
 
 from soaprl.errors import PolicyError
 from soaprl.simulator.evaluator import Simulator
-from tests.agents.networks import decided_network, larger_problem
+from tests.agents.networks import decided_network, larger_problem, small_problem
 
 SETTINGS = TeachingSection(evaluations=1500)
 
@@ -73,12 +74,14 @@ def test_teaching_is_the_same_for_the_same_seed(lessons: Lessons) -> None:
 
 def test_lessons_are_collected_once_and_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "lessons.npz"
-    taught = collect(Lesson(larger_problem, 0, path), TeachingSection(evaluations=300), decided_network())
+    taught = collect(
+        Lesson("toy", larger_problem, 0, path), TeachingSection(evaluations=300), decided_network()
+    )
 
     def never() -> None:
         raise AssertionError("the problem was made again")
 
-    again = collect(Lesson(never, 0, path), TeachingSection(evaluations=300), None)  # type: ignore[arg-type]
+    again = collect(Lesson("toy", never, 0, path), TeachingSection(evaluations=300), None)  # type: ignore[arg-type]
     for name in Lessons._fields[1:]:
         assert (getattr(again, name) == getattr(taught, name)).all()
     for one, other in zip(again.features, taught.features, strict=True):
@@ -90,3 +93,33 @@ def test_damaged_lessons_are_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(PolicyError, match="expected lessons"):
         load_lessons(path)
+
+
+def test_lessons_do_not_depend_on_how_many_processes_teach_them(tmp_path: Path) -> None:
+    settings, said = TeachingSection(evaluations=200), list[str]()
+
+    def lessons(workers: int) -> list[Lessons]:
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        planned = [Lesson(f"toy-{seed}", small_problem, seed, folder / f"{seed}.npz") for seed in range(3)]
+        say = lambda done, name: said.append(f"{done} {name}")  # noqa: E731
+        return list(collect_all(planned, settings, decided_network(), workers=workers, say=say))
+
+    for one, other in zip(lessons(1), lessons(2), strict=True):
+        for name in Lessons._fields[1:]:
+            assert (getattr(one, name) == getattr(other, name)).all()
+    assert said[:3] == ["0 toy-0", "1 toy-1", "2 toy-2"]
+    assert {word.split()[0] for word in said[3:6]} == {"1", "2", "3"}
+
+
+def test_a_problem_of_which_nothing_fits_in_memory_has_lessons_without_rows(tmp_path: Path) -> None:
+    problem = small_problem()
+    tiny = replace(
+        problem.cluster,
+        device_types=tuple(replace(kind, memory_bytes=1) for kind in problem.cluster.device_types),
+    )
+    path = tmp_path / "lessons.npz"
+    lesson = Lesson("tiny", lambda: replace(problem, cluster=tiny), 0, path)
+    found = collect(lesson, TeachingSection(evaluations=200), None)
+    assert len(found.operators) == len(load_lessons(path).excess) == 0
+    assert not np.isfinite(found.times_s).any()

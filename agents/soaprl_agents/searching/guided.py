@@ -1,66 +1,60 @@
-"""Metropolis-Hastings search that proposes what the policy proposes.
+"""Metropolis-Hastings search that proposes what the policy proposes, in rounds.
 
-The walk begins at the best of the policy's first samples, data parallelism and the experts. A step picks an
-operator o uniformly, and with it M, the operators that move: o alone, or in a *tied move*
-(`soaprl.search.proposals`) all operators of its group that are configured as it is. They all get one
-configuration c, drawn from the mixture
+The first start is the best of the policy's samples, data parallelism and the experts. From there the walk goes
+in *rounds*: `GuidedSettings.guided_steps` steps with proposals of the policy (`soaprl_agents.searching.mixture`),
+then `GuidedSettings.plain_steps` plain ones, which need no network and are several times as fast. Each step
+keeps the distribution that plain Metropolis search samples. The policy finds what is good within a few
+hundred evaluations; what is then left is found by many cheap steps.
 
-    Q(c) = share q(c) + (1 - share) p(c | S without M)
+Every further round begins somewhere else: in turn at the best strategy so far with some operators that are
+neighbours in the program configured at random, and at a new sample of the policy that refines the best.
 
-where q is the proposal of plain Metropolis search and p the policy for o with M undecided, given the
-configurations of all other operators; where these are no candidates of the policy, it sees the nearest ones.
-Neither part depends on the configuration a that M has, so the way back has the probability Q(a) of the same
-mixture (a move after which further operators of the group would have c has no way back and is never made).
-The distribution that is sampled is that of plain Metropolis search, q(S) exp(-beta cost(S)), with q(S) the
-product over the operators. So S -> S*, which moves m operators, is accepted with probability
-
-    min(1, exp(beta (cost(S) - cost(S*))) (q(c) / q(a)) ** m Q(a) / Q(c)).
-
-With share 1 this is the plain chain; with a share below 1 it is another proposal for the same distribution,
-and the correction is exact (Hastings, 1970). For each o this is a move with a way back through the same o, so
-that picking o at random keeps the distribution. A draw of the configuration that is there already is a step
-without an evaluation.
-
-Numbers of step t are functions of (seed, t): a search that goes on from its state file walks the same way.
+Numbers of step t and of round r are functions of (seed, t) and (seed, r): a search that goes on from its state
+file walks the same way.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import log
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from soaprl.search.experts import starts_for
-from soaprl.search.proposals import BLOCK_SIZE, Draws, Proposals, ProposalSettings
+from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.state import Signature
 from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_procedure
 from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
-from soaprl.strategy.strategy import OpConfig, Strategy
-from soaprl_agents.decoding import ProblemPolicy, draw, ready_policy
+from soaprl.strategy.strategy import Strategy
+from soaprl_agents.decoding import ProblemPolicy, ready_policy, sweep
 from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.searching.mixture import Move, Proposer
 from soaprl_agents.searching.samples import Sampler, SampleSettings
 
 METHOD = "guided"
-_STREAM = 1
+_KICK_STREAM, _SAMPLE_STREAM = 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidedSettings:
-    """How the chain moves.
+    """How the walk goes.
 
     Attributes:
         share: Share of the plain proposal in the mixture, above 0.
         beta_relative: beta times the iteration time of the start, as in `soaprl.search.metropolis`.
         num_samples: Samples of the policy before the walk.
+        guided_steps: Steps of a round with proposals of the policy.
+        plain_steps: Steps of a round without.
+        kick: Of the operators at most this share is configured at random where a round begins.
         proposal: The plain proposal.
     """
 
     share: float = 0.25
     beta_relative: float = 5000.0
     num_samples: int = 16
+    guided_steps: int = 1024
+    plain_steps: int = 3072
+    kick: float = 0.3
     proposal: ProposalSettings = field(default_factory=ProposalSettings)
 
 
@@ -76,7 +70,7 @@ def search_guided(
     Args:
         task: What to search.
         network: Proposes.
-        settings: How the chain moves.
+        settings: How the walk goes.
         start: A strategy to begin with; None: the best of the policy's samples and the experts.
 
     Raises:
@@ -88,111 +82,26 @@ def search_guided(
     return run_procedure(task, Guided(task, lambda: ready_policy(network, task.problem), chosen, start))
 
 
-class Move(NamedTuple):
-    """A proposal.
-
-    Attributes:
-        operator: The operator that was picked.
-        strategy: The strategy after it.
-        log_ratio: Logarithm of what multiplies exp(beta (cost(S) - cost(S*))) in the acceptance.
-        exponential: Minus the logarithm of the step's uniform number.
-    """
-
-    operator: int
-    strategy: Strategy
-    log_ratio: float
-    exponential: float
-
-
-class Proposer:
-    """Draws moves and knows their Hastings ratios."""
-
-    def __init__(self, policy: ProblemPolicy, proposals: Proposals, share: float, seed: int) -> None:
-        self._policy = policy
-        self._proposals = proposals
-        self._share = share
-        self._seed = seed
-        self._contexts = policy.contexts(1)
-        self._place: Strategy | None = None
-        self._nearest: NDArray[np.int64] = policy.choices.start
-        self._known: dict[tuple[int, tuple[int, ...]], NDArray[np.float64]] = {}
-        self._block: tuple[int, Draws] | None = None
-
-    def move(self, current: Strategy, step: int) -> Move | None:
-        """The move of step `step` from `current`; None if it stays or has no way back."""
-        draws, row = self._draws(step), step % BLOCK_SIZE
-        operator = draws.operators[row]
-        group = self._proposals.tied(operator) if draws.tied[row] else (operator,)
-        old = current.configs[operator]
-        moved = tuple(member for member in group if current.configs[member] == old)
-        log_p = self._policy_without(current, operator, moved)
-        config = self._drawn(operator, draws.config(row), log_p, step)
-        if any(current.configs[member] == config for member in group):
-            return None
-        weights = self._log_plain(operator, config) - self._log_plain(operator, old)
-        back_and_forth = self._log_mixture(operator, old, log_p) - self._log_mixture(operator, config, log_p)
-        log_ratio = len(moved) * weights + back_and_forth
-        return Move(operator, _changed(current, moved, config), log_ratio, draws.exponentials[row])
-
-    def _drawn(self, operator: int, plain: OpConfig, log_p: NDArray[np.float64], step: int) -> OpConfig:
-        """A configuration from the mixture; `plain` is one from its plain part."""
-        rng = np.random.default_rng((self._seed, _STREAM, step))
-        if rng.random() < self._share:
-            return plain
-        return self._policy.choices.configs[operator][int(draw(log_p[None], rng)[0])]
-
-    def _draws(self, step: int) -> Draws:
-        index = step // BLOCK_SIZE
-        if self._block is None or self._block[0] != index:
-            self._block = (index, self._proposals.block(self._seed, _STREAM, index))
-        return self._block[1]
-
-    def _log_plain(self, operator: int, config: OpConfig) -> float:
-        return self._proposals.log_probability(operator, config)
-
-    def _log_mixture(self, operator: int, config: OpConfig, log_p: NDArray[np.float64]) -> float:
-        plain = log(self._share) + self._log_plain(operator, config)
-        number = self._policy.choices.number(operator, config)
-        if number is None or self._share == 1.0:
-            return plain
-        return float(np.logaddexp(plain, np.log1p(-self._share) + log_p[number]))
-
-    def _policy_without(
-        self, strategy: Strategy, operator: int, moved: tuple[int, ...]
-    ) -> NDArray[np.float64]:
-        """The policy for `operator` with `moved` undecided, [K]; remembered until `strategy` changes."""
-        if strategy is not self._place:
-            self._place = strategy
-            self._nearest = self._policy.choices.nearest(strategy)
-            self._known.clear()
-        key = operator, moved
-        if key not in self._known:
-            held, decided = self._nearest.copy(), np.ones(len(self._nearest), np.bool_)
-            undecided = list(moved)
-            held[undecided], decided[undecided] = self._policy.choices.start[undecided], False
-            self._contexts.assign(held, decided=decided)
-            row = self._contexts.row(operator, current=False)
-            self._known[key] = self._policy.log_probabilities(operator, row)[0]
-        return self._known[key]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a walk stands: before a start, or before the move of `step`.
+    """Where a walk stands: before a start, before the first strategy of a round, or before a move.
 
     Attributes:
         num_starts: Starts evaluated.
         step: The step whose move is evaluated next.
+        begun: Rounds that have begun.
         current: The current strategy; None before the first start.
+        best: The best strategy; None before the first start.
         scale_s: 1 / beta.
-        best_s: Best time so far.
         accepted: Moves accepted.
-        move: The move of `step`.
+        move: The move of `step`; None before the first strategy of a round.
     """
 
     num_starts: int = 0
     step: int = 0
+    begun: int = 1
     current: Scored | None = None
+    best: Scored | None = None
     scale_s: float = 0.0
     accepted: int = 0
     move: Move | None = None
@@ -218,6 +127,7 @@ class Guided:
         self._starts = tuple(strategy for _, strategy in named)
         self._num_starts = len(self._starts) + (settings.num_samples if start is None else 0)
         self._given = start is not None
+        self._round_steps = settings.guided_steps + settings.plain_steps
 
     @cached_property
     def _policy(self) -> ProblemPolicy:
@@ -230,10 +140,13 @@ class Guided:
         return Sampler(self._task, self._policy, self._starts, sampling)
 
     @cached_property
-    def _proposer(self) -> Proposer:
+    def _proposals(self) -> Proposals:
         problem = self._task.problem
-        proposals = Proposals(problem.graph, problem.cluster.num_devices, self._settings.proposal)
-        return Proposer(self._policy, proposals, self._settings.share, self._task.seed)
+        return Proposals(problem.graph, problem.cluster.num_devices, self._settings.proposal)
+
+    @cached_property
+    def _proposer(self) -> Proposer:
+        return Proposer(self._policy, self._proposals, self._task.seed)
 
     @property
     def settings(self) -> Signature:
@@ -244,6 +157,9 @@ class Guided:
             "share": chosen.share,
             "beta_relative": chosen.beta_relative,
             "num_samples": chosen.num_samples,
+            "guided_steps": chosen.guided_steps,
+            "plain_steps": chosen.plain_steps,
+            "kick": chosen.kick,
             "proposal": str(chosen.proposal),
         }
 
@@ -252,11 +168,11 @@ class Guided:
         return _Place()
 
     def propose(self, state: _Place) -> Trial | None:
-        """The next start, or the next move."""
+        """The next start, the first strategy of a round, or the next move."""
         if state.num_starts < self._num_starts:
             return Trial(self._start(state.num_starts))
-        assert state.move is not None
-        assert state.current is not None
+        if state.move is None:
+            return Trial(self._first_of_round(state))
         return Trial(state.move.strategy, self._longest_s(state, state.move))
 
     def advance(self, state: _Place, trial: Trial, evaluation: Evaluation | None) -> _Place:
@@ -265,22 +181,35 @@ class Guided:
         if state.num_starts < self._num_starts:
             assert tried is not None, "starts are evaluated without a limit"
             return self._settled(_started(state, tried, self._settings.beta_relative))
-        if tried is not None and self._accepts(state, tried.evaluation):
-            state = replace(state, current=tried, accepted=state.accepted + 1)
+        if state.move is None:
+            assert tried is not None, "and so are the first strategies of rounds"
+            state = replace(state, begun=state.begun + 1, current=tried, best=_better(state.best, tried))
+            return self._settled(state)
+        if tried is not None:
+            accepted = self._accepts(state, tried.evaluation)
+            state = replace(
+                state,
+                current=tried if accepted else state.current,
+                best=_better(state.best, tried),
+                accepted=state.accepted + accepted,
+            )
         return self._settled(replace(state, step=state.step + 1, move=None))
 
     def view(self, state: _Place) -> View:
-        """The step."""
+        """The round and the step."""
         if state.current is None:
             return View("starts", 0.0, 0)
-        return View(f"step {state.step}", state.current.evaluation.iteration_time_s, state.accepted)
+        stage = f"round {state.begun}, step {state.step % self._round_steps}"
+        return View(stage, state.current.evaluation.iteration_time_s, state.accepted)
 
     def pack(self, state: _Place) -> dict[str, Any]:
         """All but the move, which is drawn again."""
         return {
             "num_starts": state.num_starts,
             "step": state.step,
+            "begun": state.begun,
             "current": None if state.current is None else packed(state.current),
+            "best": None if state.best is None else packed(state.best),
             "scale_s": state.scale_s,
             "accepted": state.accepted,
         }
@@ -290,7 +219,9 @@ class Guided:
         place = _Place(
             num_starts=int(content["num_starts"]),
             step=int(content["step"]),
+            begun=int(content["begun"]),
             current=None if content["current"] is None else replay(content["current"]),
+            best=None if content["best"] is None else replay(content["best"]),
             scale_s=float(content["scale_s"]),
             accepted=int(content["accepted"]),
         )
@@ -299,15 +230,38 @@ class Guided:
     def _start(self, number: int) -> Strategy:
         return self._starts[number] if self._given else self._sampler.strategy(number)
 
+    def _first_of_round(self, state: _Place) -> Strategy:
+        """Where the next round begins: a refining sample, or a disturbed copy, of the best."""
+        assert state.best is not None
+        best = state.best.strategy
+        if state.begun % 2 == 0:
+            rng = np.random.default_rng((self._task.seed, _SAMPLE_STREAM, state.begun))
+            contexts = self._policy.contexts(1)
+            contexts.assign(self._policy.choices.nearest(best))
+            chosen = sweep(self._policy, contexts, rng, num_greedy=0).chosen[0]
+            return replace(best, configs=self._policy.choices.strategy(chosen).configs)
+        rng = np.random.default_rng((self._task.seed, _KICK_STREAM, state.begun))
+        count = len(best.configs)
+        size = 1 + int(rng.random() * self._settings.kick * count)
+        first = int(rng.integers(count - size + 1))
+        drawn = self._proposals.strategy(rng).configs
+        return replace(
+            best, configs=best.configs[:first] + drawn[first : first + size] + best.configs[first + size :]
+        )
+
     def _settled(self, state: _Place) -> _Place:
-        """`state` at the next step whose move changes something."""
+        """`state` at the next step whose move changes something, or before a round."""
         if state.num_starts < self._num_starts:
             return state
         assert state.current is not None
         step = state.step
-        while (move := self._proposer.move(state.current.strategy, step)) is None:
+        while step < state.begun * self._round_steps:
+            guided = step % self._round_steps < self._settings.guided_steps
+            move = self._proposer.move(state.current.strategy, step, self._settings.share if guided else 1.0)
+            if move is not None:
+                return replace(state, step=step, move=move)
             step += 1
-        return replace(state, step=step, move=move)
+        return replace(state, step=step)
 
     def _longest_s(self, state: _Place, move: Move) -> float:
         """The longest time with which `move` is accepted, and at least that of the current strategy."""
@@ -330,15 +284,11 @@ class Guided:
 
 def _started(state: _Place, tried: Scored, beta_relative: float) -> _Place:
     """`state` after a start: the best one becomes the current strategy."""
-    current = state.current
-    if current is None or rank(tried.evaluation) < rank(current.evaluation):
-        current = tried
-    scale_s = current.evaluation.iteration_time_s / beta_relative
-    return replace(state, num_starts=state.num_starts + 1, current=current, scale_s=scale_s)
+    best = _better(state.best, tried)
+    scale_s = best.evaluation.iteration_time_s / beta_relative
+    return replace(state, num_starts=state.num_starts + 1, current=best, best=best, scale_s=scale_s)
 
 
-def _changed(strategy: Strategy, operators: tuple[int, ...], config: OpConfig) -> Strategy:
-    configs = list(strategy.configs)
-    for operator in operators:
-        configs[operator] = config
-    return replace(strategy, configs=tuple(configs))
+def _better(one: Scored | None, other: Scored) -> Scored:
+    """The better one, the first of equals."""
+    return other if one is None or rank(other.evaluation) < rank(one.evaluation) else one

@@ -21,6 +21,8 @@ from soaprl_envs.features import problem_features
 from soaprl.simulator.problem import Problem
 
 _SAMPLES = 8
+# What is remembered of problems (patterns, times of tasks) is let go with the process.
+_LESSONS_A_PROCESS = 24
 
 
 class Lesson(NamedTuple):
@@ -80,7 +82,12 @@ def _teach_in_processes(
     say: Callable[[int, str], None],
 ) -> None:
     """Every missing lesson is written to its file."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=_begin_worker,
+        max_tasks_per_child=_LESSONS_A_PROCESS,
+    )
     try:
         running = {pool.submit(_write, lesson, settings, network): lesson for lesson in missing}
         for done, future in enumerate(as_completed(running), total - len(missing) + 1):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from soaprl_agents.feature_widths import FEATURE_VERSION
 from soaprl_agents.training.teacher import Row
+from soaprl_envs.context import NUM_CONTEXT
 from soaprl_envs.features import ProblemFeatures
 
 from soaprl.atomic import write_bytes_atomic
@@ -40,13 +41,14 @@ class Lessons(NamedTuple):
 def make_lessons(
     features: ProblemFeatures, rows: list[Row], winner: NDArray[np.int64], times_s: tuple[float, float]
 ) -> Lessons:
-    """The rows as arrays."""
+    """The rows as arrays; none where nothing that was tried fits in memory."""
+    width = features.mask.shape[1]
     return Lessons(
         features=features,
         operators=np.array([row.operator for row in rows], np.int64),
         kinds=np.array([row.kind for row in rows], np.int64),
-        contexts=np.stack([row.context for row in rows]),
-        excess=np.stack([row.excess for row in rows]),
+        contexts=np.array([row.context for row in rows], np.float16).reshape(-1, width, NUM_CONTEXT),
+        excess=np.array([row.excess for row in rows], np.float32).reshape(-1, width),
         winner=winner,
         times_s=np.array(times_s),
     )

@@ -130,12 +130,19 @@ def imitate(training: Training) -> PolicyNetwork:
     with Curves(training.folder / "curves") as curves:
         for number, section in enumerate(recipe.rounds):
             found = list(_collected(training, number, section, taught))
-            looked_at += found[: section.validation]
-            known += found[section.validation :]
-            examinations += [
-                examination(planned(training, number, index)[1], lessons)
-                for index, lessons in enumerate(found[: section.validation])
-            ]
+            for index, lessons in enumerate(found):
+                if not len(lessons.operators):
+                    continue
+                if index >= section.validation:
+                    known.append(lessons)
+                    continue
+                looked_at.append(lessons)
+                examinations.append(examination(planned(training, number, index)[1], lessons))
+            if not known or not looked_at:
+                raise PolicyError(
+                    f"recipe {recipe.name!r}, round {number + 1}: expected problems to learn and to validate on,"
+                    " found only ones of which nothing fits in memory. Choose other problems."
+                )
             learner = new_learner(network, num_steps=section.steps, rate=recipe.imitation.rate)
             _learn(training, number, learner, known, looked_at, examinations, curves)
             taught = network = learner.average
