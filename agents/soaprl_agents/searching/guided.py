@@ -1,16 +1,16 @@
 """Metropolis-Hastings search that proposes what the policy proposes, in rounds.
 
-The first start is the best of the policy's samples, data parallelism and the experts. From there the walk goes
-in *rounds*: `GuidedSettings.guided_steps` steps with proposals of the policy (`soaprl_agents.searching.mixture`),
-then `GuidedSettings.plain_steps` plain ones, which need no network and are several times as fast. Each step
-keeps the distribution that plain Metropolis search samples. The policy finds what is good within a few
-hundred evaluations; what is then left is found by many cheap steps.
+The first start is the best of the policy's samples, data parallelism and the experts. From there the walk
+goes in *rounds*: `GuidedSettings.guided_steps` steps with proposals of the policy
+(`soaprl_agents.searching.mixture`), then `GuidedSettings.plain_steps` plain ones, which need no network and
+are several times as fast. Each step keeps the distribution that plain Metropolis search samples. The policy
+finds what is good within a few hundred evaluations; what is then left is found by many cheap steps.
 
 Every further round begins somewhere else: in turn at the best strategy so far with some operators that are
 neighbours in the program configured at random, and at a new sample of the policy that refines the best.
 
-Numbers of step t and of round r are functions of (seed, t) and (seed, r): a search that goes on from its state
-file walks the same way.
+Numbers of step t and of round r are functions of (seed, t) and (seed, r): a search that goes on from its
+state file walks the same way.
 """
 
 from collections.abc import Callable
@@ -244,10 +244,9 @@ class Guided:
         count = len(best.configs)
         size = 1 + int(rng.random() * self._settings.kick * count)
         first = int(rng.integers(count - size + 1))
+        end = first + size
         drawn = self._proposals.strategy(rng).configs
-        return replace(
-            best, configs=best.configs[:first] + drawn[first : first + size] + best.configs[first + size :]
-        )
+        return replace(best, configs=best.configs[:first] + drawn[first:end] + best.configs[end:])
 
     def _settled(self, state: _Place) -> _Place:
         """`state` at the next step whose move changes something, or before a round."""

@@ -49,7 +49,7 @@ def collect_all(
     workers: int,
     say: Callable[[int, str], None],
 ) -> Iterator[Lessons]:
-    """The lessons in their order, after those that are missing have been taught, by several processes at once.
+    """The lessons in their order, after those that are missing have been taught, by several processes.
 
     A lesson is a function of its problem, its seed and the network: how many processes there are changes
     nothing. An interrupt waits for the lessons that are being taught.

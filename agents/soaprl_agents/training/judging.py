@@ -5,11 +5,11 @@ lesson was. So validation problems are decoded, as the method `policy` does, and
 
 Metrics (TensorBoard), means over the validation problems:
 
-- `valid/decoded/first_excess`: log(time of its most probable strategy / time of the teacher's winner), at most
-  1 a problem, also where it does not fit in memory.
+- `valid/decoded/first_excess`: log(time of its most probable strategy / time of the teacher's winner), at
+  most 1 a problem, also where it does not fit in memory.
 - `valid/decoded/best_excess`: the same of the best of its first samples and data parallelism.
-- `valid/decoded/speed_up`: log(time of data parallelism / time of that best), at least 0. The teacher's own is
-  `valid/decoded/winner_speed_up`.
+- `valid/decoded/speed_up`: log(time of data parallelism / time of that best), at least 0. The teacher's own
+  is `valid/decoded/winner_speed_up`.
 """
 
 from collections.abc import Callable, Sequence

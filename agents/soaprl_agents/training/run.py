@@ -140,8 +140,8 @@ def imitate(training: Training) -> PolicyNetwork:
                 examinations.append(examination(planned(training, number, index)[1], lessons))
             if not known or not looked_at:
                 raise PolicyError(
-                    f"recipe {recipe.name!r}, round {number + 1}: expected problems to learn and to validate on,"
-                    " found only ones of which nothing fits in memory. Choose other problems."
+                    f"recipe {recipe.name!r}, round {number + 1}: expected problems to learn and to validate"
+                    " on, found only ones of which nothing fits in memory. Choose other problems."
                 )
             learner = new_learner(network, num_steps=section.steps, rate=recipe.imitation.rate)
             _learn(training, number, learner, known, looked_at, examinations, curves)
