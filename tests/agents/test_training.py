@@ -137,7 +137,7 @@ def test_the_recipes_that_come_with_soaprl_are_valid(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: x", "rounds: Field required"),
+        ("name: x", "expected rounds, or ppo with timesteps"),
         (RECIPE + "more: 1", "more: Extra inputs"),
         (RECIPE.replace("hidden: 16", "hidden: 0"), "network.hidden: .* found 0"),
         ("a: [", "expected YAML"),

@@ -83,7 +83,6 @@ def make_ppo(
     *,
     seed: int,
     curves: Path | None = None,
-    baseline_each: bool = True,
 ) -> PPO:
     """The learner, at its first step.
 
@@ -93,7 +92,6 @@ def make_ppo(
         settings: How it learns.
         seed: Of everything.
         curves: Folder for TensorBoard.
-        baseline_each: Whether `PerProblemBaseline` will be used; otherwise advantages are scaled over all.
     """
     count = settings.problems * settings.samples
     environments: list[Callable[[], gymnasium.Env[Any, Any]]] = [lambda: PlacementEnv(pool)] * count
@@ -112,7 +110,7 @@ def make_ppo(
         clip_range=settings.clip,
         ent_coef=settings.entropy,
         vf_coef=0.5,
-        normalize_advantage=not baseline_each,
+        normalize_advantage=not settings.baseline_each,
         seed=seed,
         device="cpu",
         tensorboard_log=None if curves is None else str(curves),
@@ -151,7 +149,9 @@ def reinforce(
     restored = restore_state(model, folder)
     left = settings.timesteps - model.num_timesteps
     if left > 0:
-        callbacks = [PerProblemBaseline(), Saving(folder, settings.timesteps, say)]
+        callbacks: list[BaseCallback] = [Saving(folder, settings.timesteps, say)]
+        if settings.baseline_each:
+            callbacks.insert(0, PerProblemBaseline())
         model.learn(left, callback=callbacks, reset_num_timesteps=not restored, tb_log_name="ppo")
         save_state(model, folder)
     policy = model.policy

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from soaprl.errors import PolicyError, unknown_name
 
@@ -88,6 +88,7 @@ class PpoSection(Section):
         rate: Learning rate.
         clip: How far the probability of a decision may move in an update.
         entropy: Weight of the entropy.
+        baseline_each: Whether advantages are centred and scaled for each problem by itself.
     """
 
     timesteps: Annotated[int, Field(ge=0)] = 0
@@ -99,6 +100,7 @@ class PpoSection(Section):
     rate: float = 2e-4
     clip: float = 0.2
     entropy: float = 0.003
+    baseline_each: bool = True
 
 
 class Recipe(Section):
@@ -111,7 +113,7 @@ class Recipe(Section):
         seed: Of everything.
         network: Its widths.
         teaching: How problems are taught.
-        rounds: Of lessons and imitation, one after the other.
+        rounds: Of lessons and imitation, one after the other; none: reinforcement learning alone.
         imitation: How it is learned from lessons.
         ppo: Reinforcement learning at the end.
     """
@@ -122,9 +124,15 @@ class Recipe(Section):
     seed: int = 0
     network: NetworkSection = NetworkSection()
     teaching: TeachingSection = TeachingSection()
-    rounds: tuple[RoundSection, ...]
+    rounds: tuple[RoundSection, ...] = ()
     imitation: ImitationSection = ImitationSection()
     ppo: PpoSection = PpoSection()
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "Recipe":
+        if not self.rounds and not self.ppo.timesteps:
+            raise ValueError("expected rounds, or ppo with timesteps: nothing would be learned")
+        return self
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -1,0 +1,202 @@
+"""What each part of the policy and of its training contributes: trainings that leave one out.
+
+    soaprl train --recipe generalist --out out/generalist
+    python benchmarks/ablations.py --training out/generalist --steps 4000 --seeds 3 --out out/ablations
+
+All variants learn from the lessons of one finished training, for the same number of steps, and are judged as
+`soaprl_agents.training.judging` does: by what they decode, on the training's validation problems and on
+problems of held-out families. Finished variants are kept in the folder and are not trained again.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from soaprl_agents.checkpoints import feature_config
+from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.reinforcement import reinforce
+from soaprl_agents.training.collect import Lesson, collect
+from soaprl_agents.training.imitation import draw_rows, row_losses
+from soaprl_agents.training.judging import Examination, Verdict, examination, judge
+from soaprl_agents.training.learner import new_learner, seeded
+from soaprl_agents.training.lessons import Lessons, load_lessons
+from soaprl_agents.training.recipe import PpoSection, TeachingSection
+from soaprl_agents.training.run import Training, evaluating, open_training, planned
+from soaprl_envs.arena import ArenaPool
+from soaprl_envs.problems import FixedProblems, load_suite
+from soaprl_envs.spaces import limits_for
+
+from soaprl.atomic import make_folder, write_text_atomic
+
+HELD_OUT = tuple(
+    f"{m}@{c}" for m in ("rnntc", "nmt", "gpt2", "dlrm", "moe") for c in ("p100-1x4", "p100-4x4")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A training.
+
+    Attributes:
+        name: For the table.
+        imitates: Whether it learns from lessons.
+        uses_context: Whether a decision sees those before it; without it is one-shot.
+        uses_devices: Whether the network reads the cluster.
+        timesteps: Decisions of reinforcement learning.
+        baseline_each: Whether problems have baselines of their own.
+    """
+
+    name: str
+    imitates: bool = True
+    uses_context: bool = True
+    uses_devices: bool = True
+    timesteps: int = 0
+    baseline_each: bool = True
+
+
+def variants(timesteps: int) -> tuple[Variant, ...]:
+    """All trainings; those with reinforcement learning make `timesteps` decisions."""
+    return (
+        Variant(name="imitation"),
+        Variant(name="untrained", imitates=False),
+        Variant(name="imitation, one-shot", uses_context=False),
+        Variant(name="imitation, no device encoder", uses_devices=False),
+        Variant(name="PPO alone", imitates=False, timesteps=timesteps),
+        Variant(name="imitation, then PPO", timesteps=timesteps),
+        Variant(name="imitation, then PPO, one baseline for all", timesteps=timesteps, baseline_each=False),
+    )
+
+
+class Bench:
+    """Lessons, problems to judge by, and where results are kept."""
+
+    def __init__(self, training: Training, folder: Path, steps: int) -> None:
+        self.training, self.folder, self.steps = training, folder, steps
+        make_folder(folder)
+        rounds = training.recipe.rounds
+        self.known: list[Lessons] = []
+        self.validation: list[Examination] = []
+        for number, section in enumerate(rounds):
+            for index in range(section.validation + section.problems):
+                lessons = load_lessons(training.folder / "lessons" / f"{number}-{index:03d}.npz")
+                if index >= section.validation and len(lessons.operators):
+                    self.known.append(lessons)
+                elif number == 0 and index < section.validation:
+                    self.validation.append(examination(planned(training, number, index)[1], lessons))
+        self.held_out = [self._held_out(name) for name in HELD_OUT]
+
+    def _held_out(self, name: str) -> Examination:
+        """A problem that nothing learns from; the teacher only says what can be reached."""
+        known = load_suite("held-out-families").problems
+        make = partial(known.problem, known.names.index(name))
+        lesson = Lesson(name, make, 0, self.folder / f"{name}.npz")
+        return examination(make, collect(lesson, TeachingSection(evaluations=6000), None))
+
+    def verdicts(self, variant: Variant, seed: int) -> tuple[Verdict, Verdict]:
+        """On validation problems and on held-out ones."""
+        path = self.folder / f"{variant.name}-{seed}-{self.steps}-{variant.timesteps}.json"
+        if not path.is_file():
+            network = self._trained(variant, seed)
+            with evaluating(network):
+                found = [judge(network, problems) for problems in (self.validation, self.held_out)]
+            write_text_atomic(path, json.dumps([one._asdict() for one in found], indent=1) + "\n")
+        one, other = json.loads(path.read_text())
+        return Verdict(**one), Verdict(**other)
+
+    def _trained(self, variant: Variant, seed: int) -> PolicyNetwork:
+        widths = self.training.recipe.network.model_dump()
+        widths |= {"uses_context": variant.uses_context, "uses_devices": variant.uses_devices}
+        with seeded(seed):
+            network = PolicyNetwork(feature_config(**widths))
+        if variant.imitates:
+            network = self._imitated(network, seed)
+        if variant.timesteps:
+            network = self._reinforced(network, variant, seed)
+        return network
+
+    def _imitated(self, network: PolicyNetwork, seed: int) -> PolicyNetwork:
+        settings = self.training.recipe.imitation
+        learner = new_learner(network, num_steps=self.steps, rate=settings.rate)
+        for step in range(self.steps):
+            rng = np.random.default_rng((seed, step))
+            rows = draw_rows(self.known, rng, num_problems=settings.problems, rows_each=settings.rows)
+            learner.update(row_losses(learner.network, rows).loss.mean())
+        return learner.average
+
+    def _reinforced(self, network: PolicyNetwork, variant: Variant, seed: int) -> PolicyNetwork:
+        section = PpoSection(timesteps=variant.timesteps, problems=8, baseline_each=variant.baseline_each)
+        source = self.training.problems
+        names = [n for n, name in enumerate(source.names) if name.startswith(section.only)]
+        chosen = np.random.default_rng((seed, 3)).permutation(names)[: section.problems].tolist()
+        problems = FixedProblems([source.problem(number) for number in chosen])
+        pool = ArenaPool(problems, limits_for([problems.problem(n) for n in range(len(chosen))]))
+        folder = self.folder / "ppo" / f"{variant.name}-{seed}"
+        return reinforce(network, pool, section, seed=seed, folder=folder, say=lambda done, reward: None)
+
+
+def report(
+    bench: Bench, names: Sequence[str], found: dict[str, list[tuple[Verdict, Verdict]]], command: str
+) -> str:
+    """The document."""
+    text = (
+        f"# What each part of the policy contributes\n\n{platform.processor() or platform.machine()},"
+        f" Python {platform.python_version()}, torch {torch.__version__}. Written by `{command}`.\n\n"
+        f"Each variant learned {bench.steps:,} steps from the {len(bench.known)} lessons of one training; mean"
+        " and range over seeds. *First* is the log(time / time of the teacher's winner) of the most probable"
+        " strategy, *best of 16* that of the best of 16 samples and data parallelism, each at most 1 a problem,"
+        " mean over problems; *gain* is the share of the winner's log speed-up that the latter reaches."
+        f" Validation: {len(bench.validation)} problems; held-out: {', '.join(HELD_OUT)}, whose winners the"
+        " teacher found in 6,000 evaluations.\n\n"
+        "| variant | seeds | validation: first | best of 16 | gain | held-out: first | best of 16 | gain |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+    )
+    for name in names:
+        cells = [name, str(len(found[name]))]
+        for which in (0, 1):
+            verdicts = [pair[which] for pair in found[name]]
+            cells += [_spread([v.first_excess for v in verdicts]), _spread([v.best_excess for v in verdicts])]
+            cells.append(f"{np.mean([v.speed_up for v in verdicts]) / verdicts[0].winner_speed_up:.0%}")
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})"
+
+
+def main() -> None:
+    """Trains what is missing, and writes the table."""
+    parser = argparse.ArgumentParser(description="Train the policy with parts left out.")
+    parser.add_argument("--training", type=Path, required=True, help="folder of a finished training")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--timesteps", type=int, default=60_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="beginnings of variants' names, separated by commas")
+    parser.add_argument("--out", type=Path, default=Path("out/ablations"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    training = open_training(arguments.training, None, lambda what, done, status: None)
+    bench = Bench(training, arguments.out, arguments.steps)
+    chosen = [v for v in variants(arguments.timesteps) if v.name.startswith(tuple(arguments.only.split(",")))]
+    found: dict[str, list[tuple[Verdict, Verdict]]] = {}
+    for variant in chosen:
+        for seed in range(arguments.seeds):
+            with console.status(f"{variant.name}, seed {seed} ..."):
+                found.setdefault(variant.name, []).append(bench.verdicts(variant, seed))
+            console.print(variant.name, seed, *found[variant.name][-1], highlight=False)
+    command = " ".join(["python", "benchmarks/ablations.py", *sys.argv[1:]])
+    text = report(bench, [v.name for v in chosen], found, command)
+    write_text_atomic(Path(__file__).with_suffix(".md"), text)
+
+
+if __name__ == "__main__":
+    main()
