@@ -151,7 +151,7 @@ def report(
         f" Python {platform.python_version()}, torch {torch.__version__}. Written by `{command}`.\n\n"
         f"Each variant learned {bench.steps:,} steps from {len(bench.known)} problems' lessons of one"
         " training; mean and range over seeds. *First* is the log(time / time of the teacher's winner) of the"
-        " most probable strategy, *best of 16* that of the best of 16 samples and data parallelism, at most 1 a problem,"
+        " most probable strategy, *best of 16* of the best of 16 samples and data parallelism, at most 1,"
         " mean over problems; *gain* is the share of the winner's log speed-up that the latter reaches."
         f" Validation: {len(bench.validation)} problems; held-out: {', '.join(HELD_OUT)}, whose winners the"
         " teacher found in 6,000 evaluations.\n\n"

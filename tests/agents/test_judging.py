@@ -3,7 +3,7 @@ from math import log
 
 import numpy as np
 import pytest
-from soaprl_agents.decoding import ready_policy, sweep
+from soaprl_agents.decoding import ready_policy, spread_temperatures, sweep
 from soaprl_agents.training.collect import teach
 from soaprl_agents.training.judging import examination, judge
 from soaprl_agents.training.recipe import TeachingSection
@@ -19,7 +19,8 @@ def test_a_policy_is_judged_by_the_time_of_what_it_decodes() -> None:
     lessons = teach(problem, SETTINGS, 0)
     verdict = judge(network, [examination(lambda: problem, lessons)])
     policy = ready_policy(network, problem)
-    chosen = sweep(policy, policy.contexts(16), np.random.default_rng(0)).chosen
+    rng = np.random.default_rng(0)
+    chosen = sweep(policy, policy.contexts(16), rng, temperature=spread_temperatures(16)).chosen
     times_s = [Simulator(problem).evaluate(policy.choices.strategy(row)).iteration_time_s for row in chosen]
     start_s, winner_s = lessons.times_s.tolist()
     assert verdict.first_excess == pytest.approx(min(1.0, log(times_s[0] / winner_s)))

@@ -52,7 +52,7 @@ class FinetuneSettings:
     elite: int = 6
     steps: int = 4
     rate: float = 3e-4
-    temperature: float = 1.0
+    temperature: float = 0.7
 
 
 class _Elite(NamedTuple):

@@ -33,6 +33,7 @@ from soaprl_agents.searching.samples import Sampler, SampleSettings
 
 METHOD = "guided"
 _KICK_STREAM, _SAMPLE_STREAM = 2, 3
+_RESAMPLING = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +239,7 @@ class Guided:
             rng = np.random.default_rng((self._task.seed, _SAMPLE_STREAM, state.begun))
             contexts = self._policy.contexts(1)
             contexts.assign(self._policy.choices.nearest(best))
-            chosen = sweep(self._policy, contexts, rng, num_greedy=0).chosen[0]
+            chosen = sweep(self._policy, contexts, rng, temperature=_RESAMPLING, num_greedy=0).chosen[0]
             return replace(best, configs=self._policy.choices.strategy(chosen).configs)
         rng = np.random.default_rng((self._task.seed, _KICK_STREAM, state.begun))
         count = len(best.configs)

@@ -18,7 +18,7 @@ from soaprl.search.state import Signature
 from soaprl.search.stepping import Replay, Trial, View, run_procedure
 from soaprl.search.task import Evaluation, SearchResult, SearchTask
 from soaprl.strategy.strategy import Strategy
-from soaprl_agents.decoding import ProblemPolicy, ready_policy, sweep
+from soaprl_agents.decoding import ProblemPolicy, ready_policy, spread_temperatures, sweep
 from soaprl_agents.network import PolicyNetwork
 
 METHOD = "policy"
@@ -31,12 +31,14 @@ class SampleSettings:
     Attributes:
         batch: Samples side by side.
         num_batches: Batches at most; every second one refines the one before.
-        temperature: Divides the scores.
+        coolest: Lowest temperature of the samples of a batch (`spread_temperatures`).
+        warmest: Highest temperature.
     """
 
     batch: int = 16
     num_batches: int = 8
-    temperature: float = 1.0
+    coolest: float = 0.2
+    warmest: float = 0.8
 
 
 def search_samples(
@@ -89,7 +91,9 @@ class Sampler:
             self._policy,
             self._contexts,
             rng,
-            temperature=settings.temperature,
+            temperature=spread_temperatures(
+                settings.batch, coolest=settings.coolest, warmest=settings.warmest
+            ),
             num_greedy=1 if number < 2 else 0,
         )
         return [self._task.sharded(strategy) for strategy in self._policy.strategies(decoded.chosen)]
@@ -130,7 +134,8 @@ class Samples:
             "starts": self._names,
             "batch": chosen.batch,
             "num_batches": chosen.num_batches,
-            "temperature": chosen.temperature,
+            "coolest": chosen.coolest,
+            "warmest": chosen.warmest,
         }
 
     def begin(self) -> _Place:

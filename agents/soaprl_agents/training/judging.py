@@ -17,7 +17,7 @@ from math import inf, isfinite, log
 from typing import NamedTuple
 
 import numpy as np
-from soaprl_agents.decoding import ProblemPolicy, sweep
+from soaprl_agents.decoding import ProblemPolicy, spread_temperatures, sweep
 from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.training.lessons import Lessons
 from soaprl_envs.choices import Choices, choices
@@ -66,7 +66,8 @@ def judge(network: PolicyNetwork, examinations: Sequence[Examination]) -> Verdic
 
 def _judged(network: PolicyNetwork, one: Examination) -> Verdict:
     policy = ProblemPolicy(network, one.offered, one.lessons.features)
-    decoded = sweep(policy, policy.contexts(_SAMPLES), np.random.default_rng(0))
+    rng, temperature = np.random.default_rng(0), spread_temperatures(_SAMPLES)
+    decoded = sweep(policy, policy.contexts(_SAMPLES), rng, temperature=temperature)
     times_s = [_time_s(one, chosen) for chosen in decoded.chosen]
     start_s, winner_s = one.lessons.times_s.tolist()
     best_s = min(start_s, *times_s)
