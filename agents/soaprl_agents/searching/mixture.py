@@ -59,13 +59,13 @@ class _Block(NamedTuple):
     """The random numbers of `BLOCK_SIZE` steps.
 
     Attributes:
-        index: Which steps.
+        number: Which steps: the block of them.
         draws: Operators, plain proposals, exponentials.
         part: f64 [BLOCK_SIZE], uniform: which part of the mixture proposes.
         noise: f64 [BLOCK_SIZE, K], of Gumbel's distribution: what the policy's part draws.
     """
 
-    index: int
+    number: int
     draws: Draws
     part: FloatArray
     noise: FloatArray
@@ -123,12 +123,12 @@ class Proposer:
         return count * (plain_new - plain_old) + back - forth
 
     def _numbers(self, step: int) -> _Block:
-        index = step // BLOCK_SIZE
-        if self._block is None or self._block.index != index:
-            rng = np.random.default_rng((self._seed, _STREAM, index, 1))
+        number = step // BLOCK_SIZE
+        if self._block is None or self._block.number != number:
+            rng = np.random.default_rng((self._seed, _STREAM, number, 1))
             self._block = _Block(
-                index=index,
-                draws=self._proposals.block(self._seed, _STREAM, index),
+                number=number,
+                draws=self._proposals.block(self._seed, _STREAM, number),
                 part=rng.random(BLOCK_SIZE),
                 noise=rng.gumbel(size=(BLOCK_SIZE, self._policy.choices.num_candidates)),
             )
