@@ -6,6 +6,7 @@ what was found, in which object, and what to do. Broken invariants of our own ar
 
 import difflib
 from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 
 class SoaprlError(Exception):
@@ -66,3 +67,27 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     return UnknownNameError(f"unknown {what} {name!r}.{hint} Known: {', '.join(choices) or '(none)'}.")
+
+
+class Named(Protocol):
+    """Something that users call by a name."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def find_named(what: str, name: str, known: Iterable[N]) -> N:
+    """The one of `known` that is called `name`.
+
+    Raises:
+        UnknownNameError: None of them is.
+    """
+    by_name = {each.name: each for each in known}
+    if name not in by_name:
+        raise unknown_name(what, name, by_name)
+    return by_name[name]

@@ -13,7 +13,7 @@ each collective, at the bandwidth of its memory: (2 s + 2 c) / bandwidth. Implem
 from dataclasses import dataclass
 
 from soaprl.cluster.cluster import DeviceType
-from soaprl.errors import unknown_name
+from soaprl.errors import find_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,7 @@ def find_compression(name: str) -> Compression:
     Raises:
         UnknownNameError: There is no such compression.
     """
-    for compression in _COMPRESSIONS:
-        if compression.name == name:
-            return compression
-    raise unknown_name("gradient compression", name, compression_names())
+    return find_named("gradient compression", name, _COMPRESSIONS)
 
 
 def codec_time(num_bytes: int, sent_bytes: int, device_type: DeviceType) -> float:

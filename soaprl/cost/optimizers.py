@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from soaprl.errors import unknown_name
+from soaprl.errors import find_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,4 @@ def optimizer_facts(name: str) -> OptimizerFacts:
     Raises:
         UnknownNameError: There is no such optimizer.
     """
-    for facts in _OPTIMIZERS:
-        if facts.name == name:
-            return facts
-    raise unknown_name("optimizer", name, optimizer_names())
+    return find_named("optimizer", name, _OPTIMIZERS)
