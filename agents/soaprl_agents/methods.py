@@ -29,6 +29,7 @@ def learned_methods(policy: Path | None = None) -> dict[str, Method]:
             iterative=True,
             resumable=True,
             function=partial(_policy, policy),
+            whole_batch=True,
         ),
         Method(
             name="guided",
@@ -37,6 +38,7 @@ def learned_methods(policy: Path | None = None) -> dict[str, Method]:
             iterative=True,
             resumable=True,
             function=partial(_guided, policy),
+            whole_batch=True,
             started=partial(_guided, policy),
         ),
         Method(
@@ -46,6 +48,7 @@ def learned_methods(policy: Path | None = None) -> dict[str, Method]:
             iterative=True,
             resumable=False,
             function=partial(_finetune, policy),
+            whole_batch=True,
         ),
     )
     return {method.name: method for method in known}

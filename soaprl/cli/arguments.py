@@ -69,6 +69,16 @@ ShardingName = Annotated[
         " gradients too, zero3 parameters too. Default: what the strategy file or the method says.",
     ),
 ]
+MicroBatches = Annotated[
+    int,
+    typer.Option(
+        "--micro-batches",
+        min=1,
+        help="Cut the batch into so many parts, one after the other: methods begin with gradient accumulation"
+        " and stay with the number. A strategy that is given keeps its own.",
+    ),
+]
+MethodName = Annotated[str, typer.Option("--method", "-m", help="How to search (see: soaprl methods).")]
 Cost = Annotated[
     list[Path] | None,
     typer.Option(

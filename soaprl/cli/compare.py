@@ -14,6 +14,7 @@ from soaprl.cli.arguments import (
     Cost,
     GradientCompression,
     Json,
+    MicroBatches,
     Model,
     ModelOptions,
     NoCoarsen,
@@ -56,6 +57,7 @@ def compare(
     compute_dtype: ComputeDtype = None,
     compression: GradientCompression = None,
     sharding: ShardingName = None,
+    micro_batches: MicroBatches = 1,
     cost: Cost = None,
     paper: Paper = None,
     as_json: Json = False,
@@ -75,7 +77,7 @@ def compare(
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
-    prepared = prepare(choice, cluster, execution, sharding)
+    prepared = prepare(choice, cluster, execution, sharding, micro_batches)
     comparison = comparing.run_comparison(prepared, chosen, budget, range(seed, seed + seeds))
     comparing.write_comparison(comparison, out, plot)
     if as_json:

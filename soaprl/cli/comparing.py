@@ -167,6 +167,7 @@ def _run(prepared: Prepared, method: Method, budget: Budget, seed: int) -> Searc
             seed=seed,
             progress=progress,
             sharding=prepared.sharding or Sharding.NONE,
+            micro_batches=prepared.micro_batches,
         )
         return attempt(method, task)
 

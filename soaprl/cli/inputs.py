@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,14 @@ class Prepared:
         problem: The problem.
         assumptions: What costs are assumed.
         sharding: What strategies are to shard; None: what their file or the method says.
+        micro_batches: Into how many micro-batches they are to cut the batch; 1: what the method says.
     """
 
     choice: ModelChoice
     problem: Problem
     assumptions: Assumptions
     sharding: Sharding | None = None
+    micro_batches: int = 1
 
     @property
     def title(self) -> str:
@@ -99,7 +101,11 @@ class Prepared:
 
 
 def prepare(
-    choice: ModelChoice, cluster_name: str, execution: Execution, sharding: Sharding | None = None
+    choice: ModelChoice,
+    cluster_name: str,
+    execution: Execution,
+    sharding: Sharding | None = None,
+    micro_batches: int = 1,
 ) -> Prepared:
     """The problem of training the chosen model; what capture assumed is said on standard error.
 
@@ -110,7 +116,8 @@ def prepare(
     graph = load_model(choice, cluster.num_devices)
     for note in graph.notes:
         say(f"soaprl: {note}")
-    return prepared_problem(choice, graph, cluster, execution, sharding)
+    prepared = prepared_problem(choice, graph, cluster, execution, sharding)
+    return replace(prepared, micro_batches=micro_batches)
 
 
 def parse_options(words: list[str] | None) -> dict[str, Option]:

@@ -1,7 +1,5 @@
 """`soaprl search`: find a strategy."""
 
-from typing import Annotated
-
 import typer
 
 from soaprl.cli.arguments import (
@@ -14,6 +12,8 @@ from soaprl.cli.arguments import (
     Cost,
     GradientCompression,
     Json,
+    MethodName,
+    MicroBatches,
     Model,
     ModelOptions,
     NoCoarsen,
@@ -32,9 +32,7 @@ from soaprl.cli.output import INTERRUPTED, print_json, print_outcomes, say
 def search(
     model: Model,
     cluster: ClusterName,
-    method: Annotated[
-        str, typer.Option("--method", "-m", help="How to search (see: soaprl methods).")
-    ] = "mcmc",
+    method: MethodName = "mcmc",
     budget_evals: BudgetEvaluations = None,
     budget_seconds: BudgetSeconds = None,
     seed: Seed = 0,
@@ -50,6 +48,7 @@ def search(
     compute_dtype: ComputeDtype = None,
     compression: GradientCompression = None,
     sharding: ShardingName = None,
+    micro_batches: MicroBatches = 1,
     cost: Cost = None,
     paper: Paper = None,
     as_json: Json = False,
@@ -72,7 +71,7 @@ def search(
     execution = Execution(
         optimizer=optimizer, compute_dtype=compute_dtype, compression=compression, paper=paper, profiles=cost
     )
-    prepared = prepare(choice, cluster, execution, sharding)
+    prepared = prepare(choice, cluster, execution, sharding, micro_batches)
     result, baseline = run_beside_baseline(
         prepared,
         chosen,

@@ -75,6 +75,7 @@ def run_method(
     num_chains: int = 1,
     start: Strategy | None = None,
     sharding: Sharding | None = None,
+    micro_batches: int = 1,
 ) -> SearchResult:
     """What a method, or the one of a name, finds for the simulator's problem, with a bar on standard error.
 
@@ -93,6 +94,7 @@ def run_method(
             state_path=state_path,
             resume=resume,
             sharding=sharding or Sharding.NONE,
+            micro_batches=micro_batches,
         )
         return search(method, task, num_chains=num_chains, more_evaluators=more, start=start)
 
@@ -120,6 +122,7 @@ def run_beside_baseline(
         num_chains=num_chains,
         start=start,
         sharding=prepared.sharding,
+        micro_batches=prepared.micro_batches,
     )
     return result, run_method(simulator, "data-parallel", budget)
 

@@ -108,7 +108,7 @@ class Annealing:
     def __init__(
         self, task: SearchTask, starts: tuple[tuple[str, Strategy], ...], settings: AnnealingSettings
     ) -> None:
-        problem = task.problem
+        problem = task.part
         self._starts, self._settings, self._seed = starts, settings, task.seed
         self._proposals = Proposals(problem.graph, problem.cluster.num_devices, ProposalSettings())
         self._block: tuple[int, Draws] | None = None

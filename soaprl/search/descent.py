@@ -107,7 +107,7 @@ class Descent:
     method = METHOD
 
     def __init__(self, task: SearchTask, start: Strategy | None) -> None:
-        graph, cluster = task.problem.graph, task.problem.cluster
+        graph, cluster = task.part.graph, task.problem.cluster
         self._starts = starts_for(task, start)
         shared: dict[object, tuple[OpConfig, ...]] = {}
         for operator in graph.operators:

@@ -100,7 +100,7 @@ class Evolution:
     def __init__(
         self, task: SearchTask, starts: tuple[tuple[str, Strategy], ...], settings: EvolutionSettings
     ) -> None:
-        graph, cluster = task.problem.graph, task.problem.cluster
+        graph, cluster = task.part.graph, task.problem.cluster
         self._starts, self._settings, self._seed = starts, settings, task.seed
         self._proposals = Proposals(graph, cluster.num_devices, ProposalSettings())
         self._neighbours = neighbours(graph)

@@ -20,7 +20,7 @@ from soaprl.strategy.experts import gnmt_expert, one_weird_trick
 from soaprl.strategy.experts_megatron import megatron, megatron_degrees
 from soaprl.strategy.placing import Inapplicable
 from soaprl.strategy.strategy import Sharding, Strategy
-from soaprl.strategy.validation import check_strategy
+from soaprl.strategy.validation import check_config, check_strategy
 
 FSDP = "fsdp"
 _MEGATRON, _DATA_PARALLEL = "megatron", "data-parallel"
@@ -30,19 +30,19 @@ NamedExpert: TypeAlias = tuple[str, Callable[[Problem], Strategy | None]]
 
 def search_one_weird_trick(task: SearchTask) -> SearchResult:
     """Convolutions by sample, fully connected layers by channel; `SearchError` where it does not apply."""
-    built = one_weird_trick(task.problem.graph, task.problem.cluster)
+    built = one_weird_trick(task.part.graph, task.problem.cluster)
     return best_of(task, "one-weird-trick", (_applied("one-weird-trick", built),))
 
 
 def search_gnmt_expert(task: SearchTask) -> SearchResult:
     """Replicas on nodes, recurrent layers on devices; `SearchError` where it does not apply."""
-    built = gnmt_expert(task.problem.graph, task.problem.cluster)
+    built = gnmt_expert(task.part.graph, task.problem.cluster)
     return best_of(task, "gnmt-expert", (_applied("gnmt-expert", built),))
 
 
 def search_megatron(task: SearchTask) -> SearchResult:
     """The best of all legal tensor degrees, each simulated; `SearchError` where it does not apply."""
-    graph, cluster = task.problem.graph, task.problem.cluster
+    graph, cluster = task.part.graph, task.problem.cluster
     degrees = megatron_degrees(graph, cluster)
     if isinstance(degrees, Inapplicable):
         raise _refusal(_MEGATRON, degrees)
@@ -87,19 +87,20 @@ def with_experts(
     simulated too, and the best sharding that fits is a start. These evaluations and their time count: they
     are taken from the budget and added to the result. A budget that is hardly larger leaves Megatron out.
     """
-    strategies = expert_strategies(task.problem)
+    part = task.part
+    strategies = expert_strategies(part)
     others = [found for found in strategies if not found[0].startswith(_MEGATRON)]
     degrees = [found for found in strategies if found[0].startswith(_MEGATRON)]
     limit = inf if task.budget.evaluations is None else task.budget.evaluations
     if len(degrees) < 2:
-        degrees = _large_data_parallelism(task.problem)
+        degrees = _large_data_parallelism(part)
     if not degrees or limit <= 2 * len(degrees):
         return search(task, as_experts(others))
     origin_s = task.clock()
     (unfit, _), best = _best_of_starts(task, degrees)
     chosen = others if best[0] in (_DATA_PARALLEL, f"{_MEGATRON}-1") else [*others, best]
     number = len(degrees)
-    splittable = task.problem.graph.batch_size >= task.problem.cluster.num_devices
+    splittable = part.graph.batch_size >= part.cluster.num_devices
     wanted = unfit and splittable and task.sharding is Sharding.NONE
     shardings = sharded_data_parallelism(task) if wanted else ()
     if shardings and limit > 2 * (number + len(shardings)):
@@ -122,7 +123,7 @@ def _best_of_starts(
 ) -> tuple[tuple[bool, float], tuple[str, Strategy]]:
     """The rank of the best of some strategies, simulated as the task shards them, and that one."""
     ranked = [
-        (rank(task.evaluator.evaluate(task.sharded(strategy))), index)
+        (rank(task.evaluator.evaluate(task.completed(strategy))), index)
         for index, (_, strategy) in enumerate(starts)
     ]
     best, index = min(ranked)
@@ -146,7 +147,7 @@ def sharded_data_parallelism(task: SearchTask) -> tuple[tuple[str, Strategy], ..
     Raises:
         StrategyError: The batch is smaller than the number of devices.
     """
-    problem = task.problem
+    problem = task.part
     if problem.options.paper or problem.cluster.num_devices < 2:
         return ()
     unsharded = data_parallel(problem.graph, problem.cluster)
@@ -157,17 +158,20 @@ def sharded_data_parallelism(task: SearchTask) -> tuple[tuple[str, Strategy], ..
 def starts_for(task: SearchTask, start: Strategy | None) -> tuple[tuple[str, Strategy], ...]:
     """`start` alone, under a name that tells it from others; without it all of `starting_strategies`.
 
-    Sharded as the task says, unless `start` shards something itself.
+    Sharded, and the batch cut, as the task says, unless `start` does so itself.
 
     Raises:
         StrategyError: `start` does not fit the graph or the cluster.
+        GraphError: The batch cannot be cut as the task says.
     """
-    problem = task.problem
+    problem, part = task.problem, task.part
     if start is None:
-        found = starting_strategies(problem)
-        return tuple((task.named(name), task.sharded(strategy)) for name, strategy in found)
-    check_strategy(problem.graph, problem.cluster.num_devices, start)
-    start = task.sharded(start)
+        found = starting_strategies(part)
+        return tuple((task.named(name), task.completed(strategy)) for name, strategy in found)
+    start, num_devices = task.completed(start), problem.cluster.num_devices
+    check_strategy(problem.graph, num_devices, start)
+    for operator, config in zip(part.graph.operators, start.configs, strict=True):
+        check_config(operator, config, num_devices)
     digest = hashlib.sha256(repr(start).encode()).hexdigest()
     return ((f"strategy {digest[:16]}", start),)
 

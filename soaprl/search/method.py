@@ -47,6 +47,7 @@ class Method:
         function: Runs it.
         chains: Runs it with several chains side by side; None for methods without chains.
         started: Runs it from a given strategy; None for methods that begin with nothing.
+        whole_batch: Whether it only knows strategies without micro-batches.
     """
 
     name: str
@@ -57,3 +58,4 @@ class Method:
     function: SearchFunction
     chains: ChainsFunction | None = None
     started: StartedFunction | None = None
+    whole_batch: bool = False

@@ -136,8 +136,8 @@ def metropolis(
     """
     settings = settings or MetropolisSettings()
     task.budget.require_limit(METHOD)
-    graph, cluster = task.problem.graph, task.problem.cluster
-    proposals = Proposals(graph, cluster.num_devices, settings.proposal)
+    part = task.part
+    proposals = Proposals(part.graph, part.cluster.num_devices, settings.proposal)
     starts = _starts(task, settings, proposals, experts)
     signature = _signature(task, settings, starts)
     if settings.num_chains > 1:
@@ -271,18 +271,18 @@ def _starts(
 ) -> tuple[Start, ...]:
     starts = []
     try:
-        starts.append(Start("data-parallel", data_parallel(task.problem.graph, task.problem.cluster)))
+        starts.append(Start("data-parallel", data_parallel(task.part.graph, task.problem.cluster)))
     except StrategyError:
         # The batch is smaller than the devices: there is no data parallelism to start from.
         starts.clear()
     for name, expert in experts:
-        strategy = expert(task.problem)
+        strategy = expert(task.part)
         if strategy is not None:
             starts.append(Start(name, strategy))
     for number in range(settings.num_random_starts if starts else max(1, settings.num_random_starts)):
         rng = np.random.default_rng((task.seed, 0, number))
         starts.append(Start(f"random-{number}", proposals.strategy(rng)))
-    return tuple(Start(task.named(name), task.sharded(strategy)) for name, strategy in starts)
+    return tuple(Start(task.named(name), task.completed(strategy)) for name, strategy in starts)
 
 
 def _signature(task: SearchTask, settings: MetropolisSettings, starts: tuple[Start, ...]) -> Signature:

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from soaprl.errors import PolicyError, SearchError, StrategyError, unknown_name
+from soaprl.errors import GraphError, PolicyError, SearchError, StrategyError, unknown_name
+from soaprl.graph.micro_batch import micro_batch
 from soaprl.search.annealing import annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import evolution
@@ -152,6 +153,7 @@ def _exact() -> tuple[Method, ...]:
             iterative=False,
             resumable=False,
             function=search_optcnn,
+            whole_batch=True,
         ),
         Method(
             name="exhaustive",
@@ -160,6 +162,7 @@ def _exact() -> tuple[Method, ...]:
             iterative=False,
             resumable=True,
             function=search_exhaustive,
+            whole_batch=True,
         ),
     )
 
@@ -236,12 +239,12 @@ def search(
         num_chains: Chains that walk side by side, for methods that have chains.
         more_evaluators: Answer as the task's evaluator does; several chains use a thread for each.
         start: A strategy to begin with, for methods that improve one; None: those that the method makes. What
-            is found shards what it does.
+            is found shards what it does, and has its micro-batches.
 
     Raises:
         UnknownNameError: There is no method of this name.
-        SearchError: A state file, several chains or a start are asked for and the method has none; the method
-            does not apply to the model; or the method's own errors.
+        SearchError: A state file, several chains, a start or micro-batches are asked for and the method has
+            none; the method does not apply to the model; or the method's own errors.
     """
     chosen = find_method(method) if isinstance(method, str) else method
     if num_chains < 1:
@@ -251,6 +254,7 @@ def search(
         raise SearchError(f"method {chosen.name!r} cannot be resumed; these can: {resumable}.")
     if start is not None:
         return _started(chosen, task, start, num_chains)
+    _check_micro_batches(chosen, task)
     if num_chains == 1:
         return chosen.function(task)
     if chosen.chains is None:
@@ -269,13 +273,27 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
         raise SearchError(
             f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
         )
-    if not start.is_whole:
-        raise SearchError(
-            f"method {method.name!r} changes strategies without micro-batches: expected one to begin with,"
-            f" found one with {start.micro_batches} (schedule {start.schedule.value!r})."
-        )
     sharding = task.sharding if start.sharding is Sharding.NONE else start.sharding
-    return method.started(replace(task, sharding=sharding), start)
+    micro_batches = task.micro_batches if start.is_whole else start.micro_batches
+    task = replace(task, sharding=sharding, micro_batches=micro_batches)
+    _check_micro_batches(method, task)
+    return method.started(task, start)
+
+
+def _check_micro_batches(method: Method, task: SearchTask) -> None:
+    """Raises `SearchError` if the task asks for micro-batches that the method or the batch does not have."""
+    if task.micro_batches == 1:
+        return
+    if method.whole_batch:
+        known = ", ".join(m.name for m in methods().values() if not m.whole_batch)
+        raise SearchError(
+            f"{refusal_prefix(method.name)}it knows strategies without micro-batches alone, and"
+            f" {task.micro_batches} are asked for; these know them: {known}."
+        )
+    try:
+        micro_batch(task.problem.graph, task.micro_batches)
+    except GraphError as error:
+        raise SearchError(f"{refusal_prefix(method.name)}{error}") from error
 
 
 def _metropolis(task: SearchTask) -> SearchResult:

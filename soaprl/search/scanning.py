@@ -41,7 +41,7 @@ class Scanner:
     Args:
         evaluator: Scans.
         proposals: Draws the blocks.
-        strategy: What the chain stands at; all that follow shard what it does.
+        strategy: What the chain stands at; all that follow have its sharding and its micro-batches.
     """
 
     def __init__(self, evaluator: ScanningEvaluator, proposals: Proposals, strategy: Strategy) -> None:

@@ -15,17 +15,17 @@ _REPORT_EVERY_S = 0.1
 
 def search_data_parallel(task: SearchTask) -> SearchResult:
     """Data parallelism; raises `StrategyError` if the batch is smaller than the devices."""
-    return best_of(task, "data-parallel", (data_parallel(task.problem.graph, task.problem.cluster),))
+    return best_of(task, "data-parallel", (data_parallel(task.part.graph, task.problem.cluster),))
 
 
 def search_single_device(task: SearchTask) -> SearchResult:
     """Everything on device 0."""
-    return best_of(task, "single-device", (single_device(task.problem.graph, task.problem.cluster),))
+    return best_of(task, "single-device", (single_device(task.part.graph, task.problem.cluster),))
 
 
 def search_model_parallel(task: SearchTask) -> SearchResult:
     """Contiguous stages balanced by time, one a device."""
-    return best_of(task, "model-parallel", (model_parallel(task.problem),))
+    return best_of(task, "model-parallel", (model_parallel(task.part),))
 
 
 def search_random(task: SearchTask, settings: ProposalSettings | None = None) -> SearchResult:
@@ -37,7 +37,7 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
         SearchError: The budget has no limit.
     """
     task.budget.require_limit("random")
-    problem = task.problem
+    problem = task.part
     proposals = Proposals(problem.graph, problem.cluster.num_devices, settings or ProposalSettings())
     rng = np.random.default_rng(task.seed)
     origin, now, report_s = task.clock(), 0.0, 0.0
@@ -45,7 +45,7 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
     number, initial_time_s, interrupted = 0, 0.0, False
     try:
         while not task.budget.spent(number, now):
-            strategy = task.sharded(proposals.strategy(rng))
+            strategy = task.completed(proposals.strategy(rng))
             evaluation = task.evaluator.evaluate(strategy)
             now = task.clock() - origin
             best = improved(best, strategy, evaluation, number=number + 1, elapsed_s=now)
@@ -73,12 +73,12 @@ def search_random(task: SearchTask, settings: ProposalSettings | None = None) ->
 def best_of(task: SearchTask, method: str, strategies: Sequence[Strategy]) -> SearchResult:
     """The best of a few strategies, each evaluated once; some of them if the budget ends before.
 
-    They are sharded as the task says.
+    They are sharded, and the batch is cut, as the task says.
     """
     origin = task.clock()
     best: Best | None = None
     number, initial_time_s, now = 0, 0.0, 0.0
-    for strategy in map(task.sharded, strategies):
+    for strategy in map(task.completed, strategies):
         if number and task.budget.spent(number, now):
             break
         evaluation = task.evaluator.evaluate(strategy)

@@ -15,6 +15,7 @@ from soaprl.atomic import write_text_atomic
 from soaprl.errors import SearchError
 from soaprl.search.task import Evaluation
 from soaprl.strategy.files import describe_validation_error
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 
 FORMAT = "soaprl-search-state"
@@ -28,13 +29,16 @@ class _Strict(BaseModel):
 
 
 class StrategyState(_Strict):
-    """A strategy and what the simulator said: (degrees, devices) for each operator, what is sharded."""
+    """A strategy and what the simulator said; `configs` are (degrees, devices) for each operator."""
 
     configs: list[tuple[tuple[int, ...], tuple[int, ...]]]
     iteration_time_s: float
     peak_memory_bytes: int
     feasible: bool
     sharding: Sharding = Sharding.NONE
+    micro_batches: int = 1
+    schedule: Schedule = Schedule.NONE
+    stages: tuple[int, ...] = ()
 
 
 class ChainState(_Strict):
@@ -146,13 +150,16 @@ def pack(strategy: Strategy, evaluation: Evaluation) -> StrategyState:
         peak_memory_bytes=int(evaluation.peak_memory_bytes),
         feasible=bool(evaluation.feasible),
         sharding=strategy.sharding,
+        micro_batches=strategy.micro_batches,
+        schedule=strategy.schedule,
+        stages=strategy.stages,
     )
 
 
 def unpack(state: StrategyState) -> Strategy:
     """The strategy that the file holds."""
     configs = tuple(OpConfig(degrees, devices) for degrees, devices in state.configs)
-    return Strategy(configs, state.sharding)
+    return Strategy(configs, state.sharding, state.micro_batches, state.schedule, state.stages)
 
 
 def save_state(path: Path, state: SearchState | ChainsState | SteppedState) -> None:

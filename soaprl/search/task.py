@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.errors import SearchError
+from soaprl.graph.micro_batch import micro_batch
 from soaprl.simulator.problem import Problem
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
 
 
@@ -136,6 +138,8 @@ class SearchTask:
         state_path: Where an iterative method keeps its state; None: nowhere.
         resume: Whether to go on from the state at `state_path`.
         sharding: What the strategies shard that the method begins with; changes of a strategy keep its own.
+        micro_batches: Into how many micro-batches the strategies cut the batch that the method begins with:
+            by 1F1B in one stage, gradient accumulation. Changes of a strategy keep its own.
     """
 
     problem: Problem
@@ -147,16 +151,32 @@ class SearchTask:
     state_path: Path | None = None
     resume: bool = False
     sharding: Sharding = Sharding.NONE
+    micro_batches: int = 1
 
-    def sharded(self, strategy: Strategy) -> Strategy:
-        """`strategy` as the task has it sharded; one that shards something already stays as it is."""
-        if self.sharding is Sharding.NONE or strategy.sharding is not Sharding.NONE:
+    @property
+    def part(self) -> Problem:
+        """The problem of one micro-batch: the one that configurations are chosen for.
+
+        Raises:
+            GraphError: The batch cannot be cut so.
+        """
+        if self.micro_batches == 1:
+            return self.problem
+        return replace(self.problem, graph=micro_batch(self.problem.graph, self.micro_batches))
+
+    def completed(self, strategy: Strategy) -> Strategy:
+        """`strategy` with the task's sharding and micro-batches, as far as it has none of its own."""
+        if self.sharding is not Sharding.NONE and strategy.sharding is Sharding.NONE:
+            strategy = replace(strategy, sharding=self.sharding)
+        if self.micro_batches == 1 or not strategy.is_whole:
             return strategy
-        return replace(strategy, sharding=self.sharding)
+        return replace(strategy, micro_batches=self.micro_batches, schedule=Schedule.ONE_F_ONE_B)
 
     def named(self, name: str) -> str:
-        """The name of a strategy to begin with, which tells it from others of another sharding."""
-        return name if self.sharding is Sharding.NONE else f"{name} ({self.sharding})"
+        """The name of a strategy to begin with, which tells it from others of another sharding or number."""
+        said = [] if self.sharding is Sharding.NONE else [str(self.sharding)]
+        said += [] if self.micro_batches == 1 else [f"{self.micro_batches} micro-batches"]
+        return f"{name} ({', '.join(said)})" if said else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

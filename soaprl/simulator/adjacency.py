@@ -25,6 +25,7 @@ class Adjacency(NamedTuple):
         edge_of_begin: Of `edges_of`.
         edges_of: The edges at either end of which an operator is.
         edge_like: Shape [edges]; the first edge that has the same patterns: that of the first micro-batch.
+        group_like: Shape [groups]; the first group that has the same patterns, likewise.
     """
 
     in_begin: IntArray
@@ -39,10 +40,18 @@ class Adjacency(NamedTuple):
     edge_of_begin: IntArray
     edges_of: IntArray
     edge_like: IntArray
+    group_like: IntArray
 
 
-def adjacency(index: GraphIndex, num_copies: int = 1) -> Adjacency:
-    """The lists of the graph of `index`, which consists of so many equal copies."""
+def adjacency(index: GraphIndex, num_copies: int = 1, *, groups_apart: bool = False) -> Adjacency:
+    """The lists of the graph of `index`, which consists of so many equal copies.
+
+    Args:
+        index: The graph's edges and groups.
+        num_copies: The number of copies.
+        groups_apart: Whether each copy has groups of its own.
+    """
+    num_groups = len(index.groups) // (num_copies if groups_apart else 1)
     operators = range(len(index.edges_of))
     in_edges: list[list[int]] = [[] for _ in operators]
     before: list[set[int]] = [set() for _ in operators]
@@ -69,6 +78,7 @@ def adjacency(index: GraphIndex, num_copies: int = 1) -> Adjacency:
         edge_of_begin=edge_begin,
         edges_of=edge_list,
         edge_like=np.arange(len(index.edges), dtype=np.int64) % max(1, len(index.edges) // num_copies),
+        group_like=np.arange(len(index.groups), dtype=np.int64) % max(1, num_groups),
     )
 
 

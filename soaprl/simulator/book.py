@@ -25,7 +25,9 @@ class Patterns:
 
     def __init__(self, problem: Problem, sharding: Sharding, num_copies: int = 1) -> None:
         self._graph = problem.graph
-        self._index = graph_index(problem.graph)
+        apart = num_copies if sharding.synchronizes_each_pass else 1
+        self._index = graph_index(problem.graph, apart)
+        self._groups_per_copy = len(self._index.groups) // apart
         device_types = problem.cluster.device_types
         self._num_types = len(device_types)
         self._operator_pools = OperatorPools(problem.graph, problem.cost, device_types)
@@ -82,6 +84,7 @@ class Patterns:
 
     def need_group(self, number: int, readers: list[int]) -> None:
         """Computes the pattern of a group between the patterns of its readers, if it is not there."""
+        number %= max(1, self._groups_per_copy)
         node = len(self._index.edges) + number
         for reader in readers[:-1]:
             node = self._step(node, reader)

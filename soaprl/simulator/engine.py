@@ -24,7 +24,7 @@ from soaprl.simulator.entry import (
     no_rows,
     perform,
 )
-from soaprl.simulator.micro_batches import ProgramOrder
+from soaprl.simulator.order import ProgramOrder
 from soaprl.simulator.patch import (
     DONE,
     NO_PLANS,
@@ -80,7 +80,7 @@ class Evaluation:
 
 
 class Candidates(NamedTuple):
-    """Changes to try.
+    """Changes to try, of operators of one micro-batch in all of them.
 
     Attributes:
         rows: The changes.
@@ -128,17 +128,19 @@ class Engine:
                 f"sharding {sharding.value!r} takes collectives, and the paper's assumptions know none:"
                 " choose a strategy without sharding, or simulate without the paper's assumptions."
             )
-        self.index = graph_index(graph)
+        apart = sharding.synchronizes_each_pass
+        self.index = graph_index(graph, num_copies if apart else 1)
         self.tables: ClusterTables = cluster_tables(cluster, paper=options.paper)
-        tables: GraphTables = graph_tables(graph, self.index, prefetch=options.prefetch)
+        tables: GraphTables = graph_tables(graph, self.index, prefetch=options.prefetch, order=order)
         self.setting = Setting(
             graph=tables,
-            near=adjacency(self.index, num_copies),
+            near=adjacency(self.index, num_copies, groups_apart=apart),
             tables=self.tables,
             scratch=collective_scratch(self.tables),
             paper=options.paper,
             overlap=options.overlap_synchronization,
             sharding=sharding.level,
+            num_copies=num_copies,
         )
         self._patterns = Patterns(problem, sharding, num_copies)
         n, num_groups = len(graph.operators), len(self.index.groups)
@@ -182,6 +184,7 @@ class Engine:
     def reorder(self, order: ProgramOrder) -> None:
         """Puts passes in another order; the next strategy is entered afresh."""
         assert self.ordered, "an engine with an order stays one with an order"
+        assert not self.sharding.synchronizes_each_pass, "what is gathered, and when, is of the order"
         self._enter_order(order)
         self.configs = [None] * len(self.configs)
 

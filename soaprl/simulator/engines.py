@@ -1,14 +1,10 @@
 """The engine that a strategy needs."""
 
 from soaprl.simulator.engine import Engine
-from soaprl.simulator.micro_batches import (
-    check_micro_batches,
-    expanded_problem,
-    order_key,
-    program_order,
-)
+from soaprl.simulator.micro_batches import expanded_problem, order_key, program_order
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.validation import check_strategy
 
 
 def engine_for(problem: Problem, strategy: Strategy) -> Engine:
@@ -20,7 +16,7 @@ def engine_for(problem: Problem, strategy: Strategy) -> Engine:
     """
     if strategy.is_whole:
         return Engine(problem, strategy.sharding)
-    check_micro_batches(problem.graph, problem.cluster.num_devices, strategy)
+    check_strategy(problem.graph, problem.cluster.num_devices, strategy)
     number = strategy.micro_batches
     expanded = expanded_problem(problem, number)
     order = program_order(expanded.graph, order_key(strategy), number)

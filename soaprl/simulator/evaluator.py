@@ -8,17 +8,12 @@ import numpy as np
 from soaprl.cluster.tables import IntArray
 from soaprl.simulator.engine import Candidates, Engine, Evaluation
 from soaprl.simulator.engines import engine_for
-from soaprl.simulator.micro_batches import (
-    OrderKey,
-    check_micro_batches,
-    expanded_strategy,
-    order_key,
-    program_order,
-)
+from soaprl.simulator.micro_batches import OrderKey, expanded_strategy, order_key, program_order
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.trial import Scale
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
+from soaprl.strategy.validation import check_strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +69,7 @@ class Simulator:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
         engine = self._engine_of(strategy)
-        return engine.move_to(strategy if strategy.is_whole else expanded_strategy(strategy), limit_s)
+        return engine.move_to(expanded_strategy(strategy), limit_s)
 
     def scan(
         self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
@@ -96,8 +91,7 @@ class Simulator:
         Raises:
             StrategyError: The strategy does not fit the graph or the cluster.
         """
-        strategy.require_whole("a scan of changes")
-        return self._engine_of(strategy).scan(strategy, candidates, first, end, scale)
+        return self._engine_of(strategy).scan(expanded_strategy(strategy), candidates, first, end, scale)
 
     def pattern_numbers(self, owner: object, strategy: Strategy, count: int) -> IntArray:
         """What `Rows.patterns` of an owner of degree vectors is to be: the same array whenever it asks.
@@ -130,17 +124,23 @@ class Simulator:
     def _engine_of_micro_batches(self, strategy: Strategy) -> Engine:
         """The engine for the strategy's micro-batches, of which only the last one is kept: it is large."""
         number, order_of = strategy.micro_batches, order_key(strategy)
-        check_micro_batches(self.problem.graph, self.problem.cluster.num_devices, strategy)
         key = (strategy.sharding, number, strategy.schedule is Schedule.NONE)
         if self._expanded is not None and self._expanded.key == key:
             engine = self._expanded.engine
-            if self._expanded.order == order_of:
+            # Of a strategy in the order at hand the engine checks what it enters.
+            if self._expanded.order == order_of and len(strategy.configs) * number == len(engine.configs):
                 return engine
+        check_strategy(self.problem.graph, self.problem.cluster.num_devices, strategy)
+        same = self._expanded is not None and self._expanded.key == key
+        if self._expanded is not None and same and not strategy.sharding.synchronizes_each_pass:
+            engine = self._expanded.engine
             order = program_order(engine.problem.graph, order_of, number)
             assert order is not None, "engines with and without an order have different keys"
             engine.reorder(order)
         else:
             # The old one goes before the new one comes.
+            if self._expanded is not None:
+                self._pattern_numbers.pop(self._expanded.engine, None)
             self._expanded, self.engine = None, self._engines[Sharding.NONE]
             engine = engine_for(self.problem, strategy)
         self._expanded = _Expanded(key=key, order=order_of, engine=engine)

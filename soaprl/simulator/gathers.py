@@ -3,12 +3,14 @@
 With sharding, what would be the all-reduce of a cell of parameters over its n holders is a reduce-scatter:
 each holder gets the sum of its piece of the gradient (of ceil(bytes / n) bytes) and updates it. Then
 
-- under ``zero1`` and ``zero2`` the cell is gathered once all its holders have updated;
+- under ``zero1`` and ``zero2`` the cell is gathered once all its holders have updated (of the groups that
+  micro-batches have for the same parameters, the first does);
 - under ``zero3`` it is gathered before the forward pass and again before the backward pass
   (`soaprl.simulator.pacing`), and not after the update. Parameters that are not trained are gathered, too.
 
 A reduce-scatter and an all-gather each take half the traffic of an all-reduce: ``zero1`` and ``zero2``
-move as much as no sharding, ``zero3`` half as much again.
+move as much as no sharding, ``zero3`` half as much again. With m micro-batches ``zero2`` reduces and scatters
+m times, and ``zero3`` does all of it m times.
 
 Ids of gathers are the last ones: a block for each group, in it by cell, the forward ones first. They break
 the rule that ids are larger than those of predecessors, for the forward and backward tasks that wait for
@@ -60,7 +62,8 @@ def enter_gathers(
     work.num_gathers[g] = 0
     edge = blocks.gather_out_begin[g]
     if work.totals[SHARDING] < 3:
-        _enter_pass(graph, pools, layout, tables, plans, blocks, work, g, -1, edge)
+        if graph.group_holds[g]:
+            _enter_pass(graph, pools, layout, tables, plans, blocks, work, g, -1, edge)
         return
     edge = _enter_pass(graph, pools, layout, tables, plans, blocks, work, g, 0, edge)
     if graph.group_pace[g, BACK_PACE] >= 0:

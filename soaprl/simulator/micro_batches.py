@@ -2,37 +2,30 @@
 
 What a strategy with m micro-batches takes is what its *expanded* strategy takes of the expanded problem:
 every operator m times (`soaprl.graph.repeat`), each copy with the operator's configuration. Parameters are
-shared, so their memory counts once, and gradients are synchronized after the last micro-batch. With a
-schedule every device does its tasks in the order of the program (`soaprl.strategy.schedules`), one after the
-other, whichever is ready first; transfers and collectives stay first in, first out.
+shared, so their memory counts once, and gradients are synchronized after the last micro-batch. Where
+devices keep pieces of gradients (``zero2``, ``zero3``), these are reduced and scattered after each
+micro-batch instead, and added up in pieces; under ``zero3`` each micro-batch gathers the parameters for its
+forward and for its backward pass, as PyTorch's FSDP does. Synchronization groups are then of one
+micro-batch. With a schedule every device does its tasks in the order of the program
+(`soaprl.strategy.schedules`), one after the other, whichever is ready first; transfers and collectives stay
+first in, first out.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
-from soaprl.cluster.tables import IntArray
-from soaprl.errors import StrategyError
 from soaprl.graph.operators import OperatorGraph
 from soaprl.graph.repeat import repeated
+from soaprl.simulator.order import ProgramOrder
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.schedules import Schedule, program_steps
-from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
-from soaprl.strategy.validation import check_strategy
+from soaprl.strategy.strategy import OpConfig, Strategy
 
 # What of a strategy decides the order of its passes.
 OrderKey: TypeAlias = tuple[Schedule, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramOrder:
-    """When passes come in the program; see `soaprl.simulator.state.Layout` for what each array holds."""
-
-    forward_step: IntArray
-    backward_step: IntArray
-    turns: IntArray
 
 
 def expanded_problem(problem: Problem, num_micro_batches: int) -> Problem:
@@ -46,6 +39,8 @@ def expanded_problem(problem: Problem, num_micro_batches: int) -> Problem:
 
 def expanded_strategy(strategy: Strategy) -> Strategy:
     """The strategy of the expanded problem: every copy has its operator's configuration."""
+    if strategy.is_whole:
+        return strategy
     return Strategy(strategy.configs * strategy.micro_batches, strategy.sharding)
 
 
@@ -77,7 +72,8 @@ def program_order(graph: OperatorGraph, key: OrderKey, num_micro_batches: int) -
     if schedule is Schedule.NONE:
         return None
     n = len(graph.operators)
-    forward, backward = program_steps(schedule, stages or (0,) * (n // num_micro_batches), num_micro_batches)
+    stages = stages or (0,) * (n // num_micro_batches)
+    forward, backward = program_steps(schedule, stages, num_micro_batches)
     passes = np.argsort(np.array(forward + backward, np.int64))
     trained = np.array([operator.has_backward for operator in graph.operators])
     exists = np.concatenate((np.ones(n, np.bool_), trained))
@@ -85,14 +81,5 @@ def program_order(graph: OperatorGraph, key: OrderKey, num_micro_batches: int) -
         forward_step=np.array(forward, np.int64),
         backward_step=np.array(backward, np.int64),
         turns=passes[exists[passes]].astype(np.int64),
+        stages=np.array(stages * num_micro_batches, np.int64),
     )
-
-
-def check_micro_batches(graph: OperatorGraph, num_devices: int, strategy: Strategy) -> None:
-    """Raises `StrategyError` unless `strategy`, which cuts the batch of `graph`, can be simulated."""
-    check_strategy(graph, num_devices, strategy)
-    if strategy.sharding not in (Sharding.NONE, Sharding.ZERO1):
-        raise StrategyError(
-            f"strategy for {graph.name!r}: with micro-batches expected sharding 'none' or 'zero1', found"
-            f" {strategy.sharding.value!r}."
-        )

@@ -1,13 +1,14 @@
 """When parameters that are sharded are gathered, and how long they stay, in terms of operators alone.
 
 Under ``zero3`` each device that holds a cell of parameters keeps a piece of it. The cell is gathered twice:
-for the forward pass of the operators that read it, and for their backward pass. Both are prefetched, as far
-ahead as `prefetch` operators with parameters, so that they overlap computation but do not fill the memory:
+for the forward pass of the operators that read it, and for their backward pass; with micro-batches, twice for
+each of them. Gathers are prefetched, so that they overlap computation but do not fill the memory: of the
+passes that read parameters, in the order in which a stage does them,
 
-- the forward gather of what operator o is the first to read waits for the forward tasks of the operator
-  that is `prefetch` operators with parameters before o, or for nothing if there is none;
-- the backward gather of what operator o is the last to read waits for the backward tasks of the operator
-  that is `prefetch` operators with parameters after o; if there is none, for the forward tasks of o.
+- the forward gather of what operator o is the first to read waits for the tasks of the pass that is
+  `prefetch` passes before the forward pass of o, or for nothing if there is none;
+- the backward gather of what operator o is the last to read waits for the pass that is `prefetch` passes
+  before the backward pass of o, but at least for the forward pass of o.
 
 The gathered cell lives on each holder, in program order (see `soaprl.simulator.assemble`), from the step
 after the one it waits for to the last step that reads it. Its whole gradient lives, where gradients are
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
+from soaprl.simulator.order import ProgramOrder
 
 # Columns of `GraphTables.group_pace`. A pace is -1 for nothing to wait for, o for the forward tasks of
 # operator o, n + o for its backward tasks. Steps are both included; -1: the group has no such pass.
@@ -28,37 +30,58 @@ _NUM_COLUMNS = 7
 
 
 def pace_groups(
-    readers: Sequence[Sequence[int]], has_backward: IntArray, prefetch: int
+    readers: Sequence[Sequence[int]], has_backward: IntArray, prefetch: int, order: ProgramOrder
 ) -> tuple[IntArray, IntArray]:
     """What gathers wait for, and steps.
 
     Args:
-        readers: The operators that read each group of parameters, ascending.
+        readers: The operators that read each group of parameters, ascending; of one micro-batch.
         has_backward: Shape [operators]; 1 where the operator has backward tasks.
-        prefetch: How many operators ahead parameters are gathered.
+        prefetch: How many passes ahead parameters are gathered.
+        order: The passes.
 
     Returns:
         By group the columns above, shape [groups, 7]; 1 where gathers wait for the tasks of an operator,
         shape [2, operators]: forward, backward.
     """
     n = len(has_backward)
-    last_step = 2 * n - 1
-    forward = sorted({o for group in readers for o in group})
-    backward = [o for o in forward if has_backward[o]]
+    step = np.concatenate((order.forward_step, order.backward_step)).tolist()
+    ahead = _passes_ahead(readers, has_backward, prefetch, order, step)
     rows = np.full((len(readers), _NUM_COLUMNS), -1, np.int64)
     paces = np.zeros((2, n), np.int64)
     for row, group in zip(rows, readers, strict=True):
-        at = forward.index(group[0]) - prefetch
-        row[FORWARD_PACE] = forward[at] if at >= 0 else -1
-        row[FORWARD_FIRST], row[FORWARD_LAST] = row[FORWARD_PACE] + 1, group[-1]
-        trained = [o for o in group if has_backward[o]]
-        if trained:
-            at = backward.index(trained[-1]) + prefetch
-            later = backward[at] if at < len(backward) else -1
-            row[BACK_PACE] = n + later if later >= 0 else trained[-1]
-            row[BACK_FIRST] = 1 + (last_step - later if later >= 0 else trained[-1])
-            row[BACK_LAST], row[GRADIENT_FIRST] = last_step - trained[0], last_step - trained[-1]
+        pace = ahead[group[0]]
+        row[FORWARD_PACE], row[FORWARD_FIRST] = pace, 0 if pace < 0 else step[pace] + 1
+        row[FORWARD_LAST] = max(step[o] for o in group)
+        back_steps = [step[n + o] for o in group if has_backward[o]]
+        if back_steps:
+            last = max(o for o in group if has_backward[o])
+            pace = ahead[n + last]
+            pace = pace if pace >= 0 and step[pace] > step[last] else last
+            row[BACK_PACE], row[BACK_FIRST] = pace, step[pace] + 1
+            row[GRADIENT_FIRST], row[BACK_LAST] = min(back_steps), max(back_steps)
         for pace in row[[FORWARD_PACE, BACK_PACE]].tolist():
             if pace >= 0:
                 paces[pace // n, pace % n] = 1
     return rows, paces
+
+
+def _passes_ahead(
+    readers: Sequence[Sequence[int]],
+    has_backward: IntArray,
+    prefetch: int,
+    order: ProgramOrder,
+    step: Sequence[int],
+) -> dict[int, int]:
+    """For each pass that reads parameters the one `prefetch` such passes before it in its stage, or -1."""
+    n = len(has_backward)
+    reading = sorted({o for group in readers for o in group})
+    passes = [*reading, *(n + o for o in reading if has_backward[o])]
+    queues: dict[int, list[int]] = {}
+    for each in sorted(passes, key=lambda one: step[one]):
+        queues.setdefault(int(order.stages[each % n]), []).append(each)
+    return {
+        each: queue[at - prefetch] if at >= prefetch else -1
+        for queue in queues.values()
+        for at, each in enumerate(queue)
+    }

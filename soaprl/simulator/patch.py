@@ -50,6 +50,7 @@ class Setting(NamedTuple):
         paper: See `soaprl.simulator.problem.SimulationOptions`.
         overlap: Likewise.
         sharding: A level of `soaprl.strategy.strategy.Sharding`.
+        num_copies: Of how many equal copies (micro-batches) the graph consists.
     """
 
     graph: GraphTables
@@ -59,6 +60,7 @@ class Setting(NamedTuple):
     paper: bool
     overlap: bool
     sharding: int
+    num_copies: int
 
 
 class Found(NamedTuple):
@@ -245,7 +247,7 @@ def edge_pattern(setting: Setting, found: Found, layout: Layout, e: int) -> int:
 @inner_kernel
 def group_pattern(setting: Setting, found: Found, layout: Layout, g: int) -> int:
     """The pattern of a group under the layout's patterns of operators, or `MISSING`."""
-    node = len(setting.graph.edge_consumer) + g
+    node = len(setting.graph.edge_consumer) + int(setting.near.group_like[g])
     for r in range(setting.graph.reader_begin[g], setting.graph.reader_begin[g + 1]):
         node = find(found.table, step_key(node, layout.pattern[setting.graph.reader_operator[r]]))
         if node == MISSING:

@@ -193,15 +193,18 @@ def _restart(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> i
         first = work.totals[SYNC_ID] + blocks.sync_begin[g]
         _wait(need, waiting, ready_s, first, first + work.num_sync[g])
     _wait(need, waiting, ready_s, work.totals[UPDATE_ID], work.totals[NUM_IDS])
-    if len(layout.turns) > 0:
-        return _wait_for_turns(layout, blocks, work, queue)
-    return _wait_for_gathers(layout, blocks, work, queue) if work.totals[SHARDING] == 3 else end
+    ordered, gathered = len(layout.turns) > 0, work.totals[SHARDING] == 3
+    if ordered:
+        _wait_for_turns(layout, blocks, work)
+    if gathered:
+        _wait_for_gathers(blocks, work)
+    return _begin(layout, blocks, work, queue) if ordered or gathered else end
 
 
 @inner_kernel
-def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
-    """Makes each task wait for the one before it on its device; returns the end of the batch, filled anew."""
-    end, mirror, n = len(queue.spare), 2 * work.totals[HALF] - 1, len(layout.num_parts)
+def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace) -> None:
+    """Makes each task wait for the one before it on its device."""
+    mirror, n = 2 * work.totals[HALF] - 1, len(layout.num_parts)
     last, ends, successors = work.slot, work.successor_end, work.successors
     last[:] = NOTHING
     for turn in layout.turns:
@@ -215,26 +218,29 @@ def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace, queue: Queu
                 successors[ends[last[device]] - 1] = task
                 work.waiting[task] += 1
             last[device] = task
-    for o in range(n):
-        for task in range(blocks.id_begin[o], blocks.id_begin[o] + layout.num_parts[o]):
-            end = _begin_with(work, queue, task, end)
-    return end
 
 
 @inner_kernel
-def _wait_for_gathers(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
-    """Makes tasks wait for the gathers of what they read, too; returns the end of the batch, filled anew."""
-    end, first_gather = len(queue.spare), work.totals[GATHER_ID]
+def _wait_for_gathers(blocks: Blocks, work: Workspace) -> None:
+    """Makes tasks wait for the gathers of what they read, too."""
     for g in range(len(work.num_gathers)):
-        first = first_gather + blocks.gather_begin[g]
+        first = work.totals[GATHER_ID] + blocks.gather_begin[g]
         for task in range(first, first + work.num_gathers[g]):
             for edge in range(work.successor_begin[task], work.successor_end[task]):
                 work.waiting[work.successors[edge]] += 1
+
+
+@inner_kernel
+def _begin(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> int:
+    """Puts the forward tasks and gathers that wait for nothing into the batch; returns its end."""
+    end = len(queue.spare)
     for o in range(len(work.entered)):
         for task in range(blocks.id_begin[o], blocks.id_begin[o] + layout.num_parts[o]):
             end = _begin_with(work, queue, task, end)
+    if work.totals[SHARDING] < 3:
+        return end
     for g in range(len(work.num_gathers)):
-        first = first_gather + blocks.gather_begin[g]
+        first = work.totals[GATHER_ID] + blocks.gather_begin[g]
         for task in range(first, first + work.num_gathers[g]):
             end = _begin_with(work, queue, task, end)
     return end

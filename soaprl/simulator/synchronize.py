@@ -46,7 +46,8 @@ def leave_group(
     if work.group_entered[g] == 0:
         return
     work.group_entered[g] = 0
-    _hold_cells(pools, layout, tables, plans, work, g, -1)
+    if graph.group_holds[g]:
+        _hold_cells(pools, layout, tables, plans, work, g, -1)
     _count_updates(pools, layout, blocks, work, g, -1)
     if work.totals[SHARDING]:
         hold_gathered(graph, layout, pools, plans, work, g, -1)
@@ -95,7 +96,8 @@ def enter_group(
             if target >= 0 and count > 1:
                 work.need[target] += 1
     work.group_entered[g] = 1
-    _hold_cells(pools, layout, tables, plans, work, g, 1)
+    if graph.group_holds[g]:
+        _hold_cells(pools, layout, tables, plans, work, g, 1)
     _count_updates(pools, layout, blocks, work, g, 1)
     if work.totals[SHARDING]:
         enter_gathers(graph, pools, layout, tables, plans, blocks, work, g)

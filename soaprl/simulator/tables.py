@@ -2,7 +2,8 @@
 
 Edges are the (output, consumer, input position) triples, in the order of operators, their outputs, the
 consuming operators and their inputs. A synchronization group is a set of parameters that the same operators
-read (tied parameters and those of unrolled steps have several readers).
+read (tied parameters and those of unrolled steps have several readers). Of a graph that consists of copies
+for micro-batches, groups may be of the readers in one copy: parameters then belong to a group in each copy.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import numpy as np
 
 from soaprl.cluster.tables import IntArray
 from soaprl.graph.operators import Access, Operator, OperatorGraph, TensorRole
+from soaprl.simulator.order import ProgramOrder, plain_order
 from soaprl.simulator.pacing import pace_groups
 
 
@@ -30,6 +32,8 @@ class GraphTables(NamedTuple):
         edge_saved: Shape [E]; 1 where the reader keeps what it reads for its backward pass.
         reader_begin: Shape [G + 1]; the readers of each group.
         reader_operator: The reading operators, ascending in each group.
+        group_holds: Shape [G]; 1 where the group's parameters, their state and update count: with a group in
+            each copy, in the first.
         group_pace: Shape [G, 7]; when sharded parameters are gathered (`soaprl.simulator.pacing`).
         paces: Shape [2, n]; 1 where gathers wait for an operator's forward tasks, backward tasks.
     """
@@ -44,6 +48,7 @@ class GraphTables(NamedTuple):
     edge_saved: IntArray
     reader_begin: IntArray
     reader_operator: IntArray
+    group_holds: IntArray
     group_pace: IntArray
     paces: IntArray
 
@@ -88,15 +93,20 @@ class GraphIndex:
     groups_of: tuple[tuple[int, ...], ...]
 
 
-def graph_index(graph: OperatorGraph) -> GraphIndex:
-    """Numbers the edges and the synchronization groups of `graph`."""
+def graph_index(graph: OperatorGraph, num_copies: int = 1) -> GraphIndex:
+    """Numbers the edges and the synchronization groups of `graph`.
+
+    Args:
+        graph: The graph.
+        num_copies: Of how many equal copies the graph consists, each of which is to have groups of its own.
+    """
     edges = tuple(
         Edge(producer=o, output=k, consumer=consumer, position=position)
         for o, operator in enumerate(graph.operators)
         for k, access in enumerate(operator.outputs)
         for consumer, position in graph.consumers[access.tensor]
     )
-    groups = _sync_groups(graph)
+    groups = _sync_groups(graph, num_copies)
     edges_of: list[list[int]] = [[] for _ in graph.operators]
     groups_of: list[list[int]] = [[] for _ in graph.operators]
     for number, edge in enumerate(edges):
@@ -113,13 +123,17 @@ def graph_index(graph: OperatorGraph) -> GraphIndex:
     )
 
 
-def graph_tables(graph: OperatorGraph, index: GraphIndex, *, prefetch: int = 1) -> GraphTables:
-    """The arrays of `graph`; `prefetch` is of `soaprl.simulator.pacing`."""
+def graph_tables(
+    graph: OperatorGraph, index: GraphIndex, *, prefetch: int = 1, order: ProgramOrder | None = None
+) -> GraphTables:
+    """The arrays of `graph`; `prefetch` is of `soaprl.simulator.pacing`; without an order, the plain one."""
     operators = graph.operators
     outputs = [(operator, access) for operator in operators for access in operator.outputs]
     edges_per_output = [len(graph.consumers[access.tensor]) for _, access in outputs]
     has_backward = _flags(operator.has_backward for operator in operators)
-    group_pace, paces = pace_groups([group.readers for group in index.groups], has_backward, prefetch)
+    order = plain_order(len(operators)) if order is None else order
+    readers = [group.readers for group in index.groups]
+    group_pace, paces = pace_groups(readers, has_backward, prefetch, order)
     return GraphTables(
         num_operators=len(operators),
         has_backward=has_backward,
@@ -133,6 +147,7 @@ def graph_tables(graph: OperatorGraph, index: GraphIndex, *, prefetch: int = 1) 
         ),
         reader_begin=_offsets(len(group.readers) for group in index.groups),
         reader_operator=np.array([r for group in index.groups for r in group.readers], np.int64),
+        group_holds=_first_with(group.tensors for group in index.groups),
         group_pace=group_pace,
         paces=paces,
     )
@@ -153,16 +168,27 @@ def _carries_gradient(graph: OperatorGraph, edge: Edge) -> bool:
     return both and edge_access(graph, edge).gradient
 
 
-def _sync_groups(graph: OperatorGraph) -> tuple[SyncGroup, ...]:
-    readers: dict[int, set[int]] = {}
+def _sync_groups(graph: OperatorGraph, num_copies: int) -> tuple[SyncGroup, ...]:
+    per_copy = len(graph.operators) // num_copies
+    readers: dict[tuple[int, int], set[int]] = {}
     for number, operator in enumerate(graph.operators):
         for access in operator.parameters:
             if graph.tensors[access.tensor].role is TensorRole.PARAMETER:
-                readers.setdefault(access.tensor, set()).add(number)
+                readers.setdefault((number // per_copy, access.tensor), set()).add(number)
     tensors: dict[tuple[int, ...], list[int]] = {}
-    for tensor in sorted(readers):
-        tensors.setdefault(tuple(sorted(readers[tensor])), []).append(tensor)
+    for key in sorted(readers):
+        tensors.setdefault(tuple(sorted(readers[key])), []).append(key[1])
     return tuple(SyncGroup(readers=r, tensors=tuple(tensors[r])) for r in sorted(tensors))
+
+
+def _first_with(groups: Iterable[tuple[int, ...]]) -> IntArray:
+    """1 where these parameters appear for the first time."""
+    seen: set[tuple[int, ...]] = set()
+    first = []
+    for tensors in groups:
+        first.append(tensors not in seen)
+        seen.add(tensors)
+    return _flags(first)
 
 
 def _flags(values: Iterable[bool]) -> IntArray:

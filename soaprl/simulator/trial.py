@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
 class Rows(NamedTuple):
     """Changes to try, one after the other; each row gives an operator, or a tied group, a configuration.
 
+    Operators are those of one micro-batch; all copies of them change.
+
     Attributes:
         first: Shape [operators]; where the degree vectors of each operator begin in `patterns`.
         patterns: The pattern of each degree vector, or -1 while it is not known.
@@ -281,7 +283,7 @@ def scan_candidates(
     """
     outcome.numbers[STATUS] = TOO_LONG
     for row in range(first, end):
-        energy = _stage(found, graph, change, rows, row)
+        energy = _stage(setting.num_copies, found, graph, change, rows, row)
         if energy == np.inf:
             outcome.numbers[STATUS] = UNKNOWN_VECTOR
             return row
@@ -325,8 +327,8 @@ def _limit(energy: float, current: float, scale: float, best: float) -> float:
 
 
 @inner_kernel
-def _stage(found: Found, graph: Graph, change: Change, rows: Rows, row: int) -> float:
-    """Makes a row the change at hand.
+def _stage(num_copies: int, found: Found, graph: Graph, change: Change, rows: Rows, row: int) -> float:
+    """Makes a row the change at hand, for all copies of its operators, which are configured alike.
 
     Returns:
         How much worse it may be, in the units of `Scale`; minus infinity if only a best one is of interest;
@@ -338,7 +340,7 @@ def _stage(found: Found, graph: Graph, change: Change, rows: Rows, row: int) -> 
     if not rows.tied[row] or end - first == 1:
         if rows.patterns[rows.first[operator] + vector] < 0:
             return np.inf
-        _stage_operator(change, rows, row, operator)
+        _stage_operator(num_copies, change, rows, row, operator)
         return float(rows.exponentials[row])
     conflict = False
     same_as_now = _is_configured(found, graph, rows, row, operator)
@@ -347,22 +349,23 @@ def _stage(found: Found, graph: Graph, change: Change, rows: Rows, row: int) -> 
         if rows.patterns[rows.first[member] + vector] < 0:
             return np.inf
         if _alike(found, graph, operator, member):
-            _stage_operator(change, rows, row, member)
+            _stage_operator(num_copies, change, rows, row, member)
         elif _is_configured(found, graph, rows, row, member):
             conflict = True
     if conflict and not same_as_now:
         return -np.inf
-    return float(rows.exponentials[row] + (change.sizes[0] - 1) * rows.ratios[row])
+    return float(rows.exponentials[row] + (change.sizes[0] // num_copies - 1) * rows.ratios[row])
 
 
 @inner_kernel
-def _stage_operator(change: Change, rows: Rows, row: int, operator: int) -> None:
-    at = change.sizes[0]
-    change.operators[at] = operator
-    change.patterns[at] = rows.patterns[rows.first[operator] + rows.vectors[row]]
-    for part in range(rows.num_tasks[row]):
-        change.devices[at, part] = rows.devices[row, part]
-    change.sizes[0] = at + 1
+def _stage_operator(num_copies: int, change: Change, rows: Rows, row: int, operator: int) -> None:
+    for copy in range(num_copies):
+        at = change.sizes[0]
+        change.operators[at] = copy * len(rows.first) + operator
+        change.patterns[at] = rows.patterns[rows.first[operator] + rows.vectors[row]]
+        for part in range(rows.num_tasks[row]):
+            change.devices[at, part] = rows.devices[row, part]
+        change.sizes[0] = at + 1
 
 
 @inner_kernel

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
-from soaprl.errors import StrategyError
 from soaprl.strategy.schedules import Schedule
 
 
@@ -43,6 +42,14 @@ class Sharding(StrEnum):
         """0: nothing; 1: optimizer state; 2: gradients too; 3: parameters too."""
         return tuple(Sharding).index(self)
 
+    @property
+    def synchronizes_each_pass(self) -> bool:
+        """Whether gradients are summed after the backward pass of each micro-batch, not after the last one.
+
+        A device that keeps a piece of each gradient has no room to add up whole ones.
+        """
+        return self.level >= 2
+
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
@@ -75,14 +82,6 @@ class Strategy:
     def is_whole(self) -> bool:
         """Whether the batch is not cut and passes are in no order."""
         return self.micro_batches == 1 and self.schedule is Schedule.NONE
-
-    def require_whole(self, what: str) -> None:
-        """Raises `StrategyError` if the batch is cut or passes are ordered, which `what` does not know."""
-        if not self.is_whole:
-            raise StrategyError(
-                f"{what} takes strategies without micro-batches: expected one, found {self.micro_batches}"
-                f" micro-batches with schedule {self.schedule.value!r}."
-            )
 
     def replaced(self, operator: int, config: OpConfig) -> "Strategy":
         """This strategy with another configuration for the operator with index `operator`."""

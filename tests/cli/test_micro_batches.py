@@ -64,3 +64,30 @@ def test_a_pipeline_that_was_found_has_a_program_with_every_micro_batch(
     number = json.loads(path.read_text())["micro_batches"]
     assert number > 1
     assert all(f"images@{k}" in done.out for k in range(number))
+
+
+def test_a_search_begins_with_a_pipeline_from_a_file_and_keeps_its_micro_batches(
+    soaprl: Soaprl, graph_file: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "pipeline.json", tmp_path / "found.json"
+    first = soaprl("search", graph_file, "-c", "p100-1x4", "-m", "pipeline", "--out", path, "--json").json
+    options = ("--start", path, "-m", "coordinate-descent", "--budget-evals", 40, "--out", out, "--json")
+    found = soaprl("search", graph_file, "-c", "p100-1x4", *options).json
+    assert found["iteration_time_s"] <= first["iteration_time_s"]
+    for key in ("micro_batches", "schedule"):
+        assert found["strategy"][key] == first["strategy"][key]
+    again = soaprl("simulate", graph_file, "-c", "p100-1x4", "-s", out, "--json").json
+    assert again["iteration_time_s"] == found["iteration_time_s"]
+
+
+def test_a_number_of_micro_batches_is_for_searches_and_comparisons(soaprl: Soaprl, graph_file: Path) -> None:
+    options = ("-c", "p100-1x2", "--micro-batches", 2, "--budget-evals", 30, "--json")
+    found = soaprl("search", graph_file, *options).json
+    assert (found["strategy"]["micro_batches"], found["strategy"]["schedule"]) == (2, "1f1b")
+    compared = soaprl("compare", graph_file, "--methods", "data-parallel,exhaustive", *options).json
+    assert [row["method"] for row in compared["results"]] == ["data-parallel"]
+    assert "without micro-batches alone" in compared["skipped"][0]["reason"]
+    done = soaprl("search", graph_file, "-c", "p100-1x2", "--micro-batches", 7)
+    assert done.code == 2
+    assert "found 7" in " ".join(done.err.split())
+    assert "Traceback" not in done.err

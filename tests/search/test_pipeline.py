@@ -147,7 +147,6 @@ def test_transformers_are_cut_by_columns_and_rows_inside_of_stages() -> None:
     [
         (chain_problem(1), Sharding.NONE, "'pipeline' does not apply: there is one device"),
         (chain_problem(2, sample=1), Sharding.NONE, "expected a batch that can be cut into micro-batches"),
-        (chain_problem(2), Sharding.ZERO3, "with sharding 'none' or 'zero1', found 'zero3'"),
     ],
 )
 def test_where_there_is_no_pipeline_the_method_says_why(
@@ -166,13 +165,6 @@ def test_optimizer_state_can_be_sharded_over_replicas_of_a_stage() -> None:
     sharded = search("accumulation", replace(task, sharding=Sharding.ZERO1))
     assert sharded.strategy.sharding is Sharding.ZERO1
     assert sharded.evaluation.peak_memory_bytes < plain.evaluation.peak_memory_bytes
-
-
-def test_searches_do_not_begin_with_micro_batches() -> None:
-    problem = chain_problem(2)
-    start = pipelines(problem)[0].strategy
-    with pytest.raises(SearchError, match="'mcmc' changes strategies without micro-batches"):
-        search("mcmc", toy_task(problem, Simulator(problem), evaluations=10), start=start)
 
 
 def test_received_bytes_are_what_other_devices_hold_of_what_the_first_task_reads() -> None:

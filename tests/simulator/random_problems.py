@@ -99,8 +99,7 @@ def random_micro_batches(rng: random.Random, problem: Problem) -> Strategy:
     # Degrees must be legal for a micro-batch.
     configs = random_strategy(rng, micro_batch(graph, number), problem.cluster.num_devices).configs
     staged = schedule is not Schedule.NONE and rng.random() < 0.8
-    sharding = Sharding.NONE if problem.options.paper else rng.choice([Sharding.NONE, Sharding.ZERO1])
-    return Strategy(configs, sharding, number, schedule, tuple(stages) if staged else ())
+    return Strategy(configs, random_sharding(rng, problem), number, schedule, tuple(stages) if staged else ())
 
 
 def random_problem(rng: random.Random, *, num_operators: int) -> Problem:

@@ -74,6 +74,10 @@ class Reference:
     def __init__(self, problem: Problem, strategy: Strategy) -> None:
         copies, stages = strategy.micro_batches, strategy.stages or (0,) * len(problem.graph.operators)
         schedule = strategy.schedule
+        # Of which operators gradients are summed together: of all copies, or of each one by itself.
+        together = copies if strategy.sharding.value in ("none", "zero1") else 1
+        self.block = together * len(problem.graph.operators)
+        self.stages = stages * copies
         if not strategy.is_whole:
             problem = replace(problem, graph=repeated(problem.graph, copies).graph)
             strategy = Strategy(strategy.configs * copies, strategy.sharding)
@@ -223,22 +227,24 @@ class Reference:
 
     def _cells(self) -> list[Cell]:
         """All cells in order."""
-        readers: dict[int, list[tuple[int, Access]]] = defaultdict(list)
-        for o, op in enumerate(self.graph.operators):
-            for access in op.parameters:
-                if self.graph.tensors[access.tensor].role is TensorRole.PARAMETER:
-                    readers[access.tensor].append((o, access))
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for tensor in sorted(readers):
-            groups[tuple(sorted({o for o, _ in readers[tensor]}))].append(tensor)
+        n = len(self.graph.operators)
+        groups: dict[tuple[int, ...], list[tuple[int, list[tuple[int, Access]]]]] = defaultdict(list)
+        for first in range(0, n, self.block):
+            readers: dict[int, list[tuple[int, Access]]] = defaultdict(list)
+            for o in range(first, first + self.block):
+                for access in self.graph.operators[o].parameters:
+                    if self.graph.tensors[access.tensor].role is TensorRole.PARAMETER:
+                        readers[access.tensor].append((o, access))
+            for tensor in sorted(readers):
+                groups[tuple(sorted({o for o, _ in readers[tensor]}))].append((tensor, readers[tensor]))
         cells = []
         for number, group in enumerate(sorted(groups)):
             merged: dict[Key, list[int]] = {}
-            for tensor in groups[group]:
+            for tensor, reading in groups[group]:
                 stored = self.graph.tensors[tensor]
                 for index in product(*(range(n) for n in stored.refined_shape)):
                     holding, giving = set(), set()
-                    for o, access in readers[tensor]:
+                    for o, access in reading:
                         for p, box in enumerate(self.boxes(o, access)):
                             if all(lo <= i < hi for i, (lo, hi) in zip(index, box, strict=True)):
                                 holding.add((o, p))
@@ -270,16 +276,20 @@ class Reference:
             size = cell.num_bytes
             holders = sorted({self.device(o, p) for o, p in cell.holding})
             piece = size if self.level == 0 else -(-size // len(holders))
+            # The parameters of a copy are those of the first one.
+            again = cell.readers[0] >= self.block
             if self.level and len(holders) > 1:
-                self._gather(number, cell, holders)
+                self._gather(number, cell, holders, again)
             for h in holders:
-                self.held[h][0] += piece if self.level == 3 else size
+                self.held[h][0] += 0 if again else piece if self.level == 3 else size
             if not cell.trainable:
                 continue
             backward: dict[int, set[Key]] = defaultdict(set)
             for o, p in cell.giving:
                 backward[self.device(o, p)].add(("b", o, 0, p))
             for h in holders:
+                if again:
+                    continue
                 self.held[h][1] += piece if self.level >= 2 else size
                 self.held[h][2] += piece
                 kind = self.cluster.device_types[self.cluster.devices[h].type]
@@ -335,42 +345,59 @@ class Reference:
         for h in holders:
             waits[h].add(key)
 
-    def _gather(self, number: int, cell: Cell, holders: list[int]) -> None:
+    def _gather(self, number: int, cell: Cell, holders: list[int], again: bool) -> None:
         """Gathers after the updates, or before the forward and the backward pass."""
-        if self.level < 3 and cell.trainable:
+        if self.level < 3 and cell.trainable and not again:
             task = self._collective(("w", cell.group, 0, number), False, cell.num_bytes, holders, 0.0)
             task.before = {("u", h) for h in holders}
-        operators, ahead = self.graph.operators, self.problem.options.prefetch
-        last, first = 2 * len(operators) - 1, cell.readers[0]
-        with_parameters = [
-            o
-            for o, op in enumerate(operators)
-            if any(self.graph.tensors[a.tensor].role is TensorRole.PARAMETER for a in op.parameters)
-        ]
-        trained = [o for o in cell.readers if operators[o].has_backward]
+        trained = [o for o in cell.readers if self.graph.operators[o].has_backward]
         if self.level == 3:
-            earlier = [o for o in with_parameters if o < first][-ahead:]
-            pace = earlier[0] if len(earlier) == ahead else -1
-            self._gather_for(number, cell, holders, "f", pace, "f")
-            self._pass(holders, pace + 1, cell.readers[-1], cell.num_bytes)
+            pace = self._before("f", cell.readers[0])
+            self._gather_for(number, cell, holders, "f", pace)
+            until = max(self._step("f", o) for o in cell.readers)
+            self._pass(holders, self._step(*pace) + 1 if pace else 0, until, cell.num_bytes)
             if trained:
-                later = [o for o in with_parameters if o > trained[-1] and operators[o].has_backward][:ahead]
-                paced = len(later) == ahead
-                self._gather_for(
-                    number, cell, holders, "b", later[-1] if paced else trained[-1], "b" if paced else "f"
-                )
-                begin = (last - later[-1] if paced else trained[-1]) + 1
-                self._pass(holders, begin, last - trained[0], cell.num_bytes)
+                pace = self._before_back(trained[-1])
+                self._gather_for(number, cell, holders, "b", pace)
+                until = max(self._step("b", o) for o in trained)
+                self._pass(holders, self._step(*pace) + 1, until, cell.num_bytes)
         if self.level >= 2 and cell.trainable:
-            self._pass(holders, last - trained[-1], last - trained[0], cell.num_bytes)
+            steps = [self._step("b", o) for o in trained]
+            self._pass(holders, min(steps), max(steps), cell.num_bytes)
+
+    def _step(self, which: str, o: int) -> int:
+        return (self.there if which == "f" else self.back)[o]
+
+    def _reading(self, stage: int) -> list[tuple[str, int]]:
+        """The passes of a stage that read parameters, in the order of the program."""
+        found = [
+            (which, o)
+            for o, op in enumerate(self.graph.operators)
+            for which in "fb"
+            if self.stages[o] == stage
+            and (which == "f" or op.has_backward)
+            and any(self.graph.tensors[a.tensor].role is TensorRole.PARAMETER for a in op.parameters)
+        ]
+        return sorted(found, key=lambda one: self._step(*one))
+
+    def _before(self, which: str, o: int) -> tuple[str, int] | None:
+        """The pass that a gather for the pass of an operator waits for."""
+        passes = self._reading(self.stages[o])
+        before = passes[: passes.index((which, o))]
+        ahead = self.problem.options.prefetch
+        return before[-ahead] if len(before) >= ahead else None
+
+    def _before_back(self, o: int) -> tuple[str, int]:
+        found = self._before("b", o)
+        return max(found or ("f", o), ("f", o), key=lambda one: self._step(*one))
 
     def _gather_for(
-        self, number: int, cell: Cell, holders: list[int], which: str, pace: int, pace_pass: str
+        self, number: int, cell: Cell, holders: list[int], which: str, pace: tuple[str, int] | None
     ) -> None:
         key = ("w", cell.group, "fb".index(which), number)
         task = self._collective(key, False, cell.num_bytes, holders, 0.0)
-        if pace >= 0:
-            task.before = {("v", "fb".index(pace_pass), pace)}
+        if pace is not None:
+            task.before = {("v", "fb".index(pace[0]), pace[1])}
         for o, p in cell.holding:
             if (which, o, 0, p) in self.tasks:
                 self.tasks[which, o, 0, p].before.add(key)
@@ -380,22 +407,19 @@ class Reference:
 
     def _paces(self) -> None:
         """A task without duration wherever some cell, shared or not, would have a gather wait."""
-        operators, ahead = self.graph.operators, self.problem.options.prefetch
-        readers: dict[int, list[int]] = defaultdict(list)
-        for o, op in enumerate(operators):
+        readers: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for o, op in enumerate(self.graph.operators):
             for access in op.parameters:
                 if self.graph.tensors[access.tensor].role is TensorRole.PARAMETER:
-                    readers[access.tensor].append(o)
-        ordered = sorted({o for found in readers.values() for o in found})
-        back = [o for o in ordered if operators[o].has_backward]
+                    readers[o // self.block, access.tensor].append(o)
         for found in readers.values():
-            at = ordered.index(min(found)) - ahead
-            if at >= 0:
-                self._pace(0, ordered[at])
-            trained = [o for o in found if operators[o].has_backward]
+            pace = self._before("f", min(found))
+            if pace is not None:
+                self._pace("fb".index(pace[0]), pace[1])
+            trained = [o for o in found if self.graph.operators[o].has_backward]
             if trained:
-                at = back.index(max(trained)) + ahead
-                self._pace(*((1, back[at]) if at < len(back) else (0, max(trained))))
+                which, o = self._before_back(max(trained))
+                self._pace("fb".index(which), o)
 
     def _pace(self, phase: int, o: int) -> None:
         key = ("v", phase, o)

@@ -12,7 +12,7 @@ from soaprl.graph.operators import OperatorGraph, Term
 from soaprl.simulator import DeltaSimulator, Problem, SimulationOptions, Simulator, TaskKind, simulate
 from soaprl.strategy.baselines import unsplit
 from soaprl.strategy.schedules import Schedule
-from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
+from soaprl.strategy.strategy import OpConfig, Strategy
 from tests.simulator.random_problems import (
     random_config,
     random_micro_batches,
@@ -204,10 +204,6 @@ def graph_of(sample: int) -> OperatorGraph:
         (
             Strategy((OpConfig((4, 1, 1), (0, 0, 1, 1)),) * 2, micro_batches=2),
             "'op0@0', factor 'sample': expected a degree from 1 to 2, found 4",
-        ),
-        (
-            Strategy((OpConfig((1, 1, 1), (0,)),) * 2, Sharding.ZERO3, micro_batches=2),
-            "with micro-batches expected sharding 'none' or 'zero1', found 'zero3'",
         ),
     ],
 )

@@ -17,9 +17,10 @@ from soaprl.cost.transfers import all_gather_time
 from soaprl.errors import SimulationError, StrategyError
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.compile import compile_program
-from soaprl.simulator import Problem, SimulationOptions, SimulationResult, Simulator, simulate
+from soaprl.simulator import Problem, SimulationOptions, SimulationResult, Simulator, TaskKind, simulate
 from soaprl.simulator.folding import Refusal, fold
 from soaprl.strategy.baselines import data_parallel
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Sharding, Strategy
 from tests.simulator.random_problems import random_problem, random_strategy
 from tests.toys import TableCost, chain, data_parallel_toy, on_one_device, split, tied, uniform_cluster
@@ -101,6 +102,68 @@ def test_a_device_sends_its_share_twice_and_three_times_if_parameters_are_sharde
     assert result.link_bytes.sum() == pytest.approx(result.synchronization_bytes)
 
 
+def run_cut(
+    sharding: Sharding, m: int, *, prefetch: int = 1, schedule: Schedule = Schedule.ONE_F_ONE_B
+) -> SimulationResult:
+    """The layers of `run`, with m micro-batches of a sample for each device."""
+    graph = chain(num_operators=LAYERS, sample=m * N, channel=CHANNEL)
+    strategy = replace(data_parallel_toy(graph, N), sharding=sharding, micro_batches=m, schedule=schedule)
+    return simulate(problem_of(graph, prefetch=prefetch), strategy)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("sharding", list(Sharding))
+def test_micro_batches_add_up_pieces_of_gradients_and_gather_parameters_each_time(
+    sharding: Sharding, schedule: Schedule, m: int
+) -> None:
+    result, whole = run_cut(sharding, m, schedule=schedule), run(sharding)
+    for name in ("parameters_bytes", "gradients_bytes", "optimizer_bytes"):
+        assert getattr(result.memory, name).tolist() == getattr(whole.memory, name).tolist()
+    # An all-reduce is two halves. Level 2 scatters each time and gathers once, level 3 does all each time.
+    halves = {Sharding.NONE: 2, Sharding.ZERO1: 2, Sharding.ZERO2: m + 1, Sharding.ZERO3: 3 * m}[sharding]
+    assert result.synchronization_bytes == halves * (N - 1) * P
+    tasks = result.tasks.kind.tolist()
+    each_time = m if sharding.synchronizes_each_pass else 1
+    assert tasks.count(TaskKind.SYNCHRONIZATION) == LAYERS * each_time
+    gathers = {Sharding.NONE: 0, Sharding.ZERO1: 1, Sharding.ZERO2: 1, Sharding.ZERO3: 2 * m}[sharding]
+    assert tasks.count(TaskKind.GATHER) == LAYERS * gathers
+    assert tasks.count(TaskKind.UPDATE) == N
+
+
+@pytest.mark.parametrize(
+    ("sharding", "prefetch", "num_layers"),
+    [
+        (Sharding.ZERO1, 1, 0),
+        (Sharding.ZERO2, 1, 1),
+        (Sharding.ZERO3, 1, 1 + 1),
+        (Sharding.ZERO3, 2, 1 + 2),
+        (Sharding.ZERO3, 3, 1 + 3),
+    ],
+)
+@pytest.mark.parametrize("m", [2, 4])
+def test_with_micro_batches_no_more_layers_pass_through_memory(
+    m: int, sharding: Sharding, prefetch: int, num_layers: int
+) -> None:
+    passing = run_cut(sharding, m, prefetch=prefetch).memory.communication_bytes
+    assert passing.tolist() == [num_layers * LAYER_BYTES] * N
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 4])
+def test_gathers_of_a_stage_are_paced_by_its_own_passes(prefetch: int) -> None:
+    """Two stages of two devices with three layers each: gathers wait for passes of their stage alone."""
+    graph = chain(num_operators=LAYERS, sample=8, channel=CHANNEL)
+    stages = (0, 0, 0, 1, 1, 1)
+    configs = tuple(split(graph, o, (2 * s, 2 * s + 1), sample=2) for o, s in enumerate(stages))
+    strategy = Strategy(configs, Sharding.ZERO3, 4, Schedule.ONE_F_ONE_B, stages)
+    result = simulate(problem_of(graph, prefetch=prefetch), strategy)
+    pieces = result.memory.parameters_bytes.tolist()
+    assert pieces == [3 * LAYER_BYTES // 2] * N
+    # Whole layers: those that are prefetched, and a gradient.
+    assert (result.memory.communication_bytes <= (prefetch + 1) * LAYER_BYTES + 4 * CHANNEL * 4).all()
+    assert result.synchronization_bytes == 3 * 4 * (2 - 1) * P
+
+
 def one_layer(sharding: Sharding) -> tuple[dict[str, tuple[float, float]], float]:
     """Start and finish of the tasks of one layer on two devices, and how long half an all-reduce takes."""
     graph = chain(num_operators=1, sample=2, channel=1)
@@ -152,6 +215,28 @@ def test_zero3_gathers_before_each_pass_and_ends_with_the_update() -> None:
     for (_, finish_s, _), (start_s, _, _) in pairwise(order):
         assert start_s == finish_s
     assert result.iteration_time_s == order[-1][1]
+
+
+def one_layer_cut(sharding: Sharding) -> tuple[float, float]:
+    """The iteration time of the one layer with two micro-batches of a sample each, and half an all-reduce."""
+    graph = chain(num_operators=1, sample=4, channel=1)
+    problem = problem_of(graph, uniform_cluster(2))
+    strategy = replace(data_parallel_toy(graph, 2), sharding=sharding)
+    cut = replace(strategy, micro_batches=2, schedule=Schedule.ONE_F_ONE_B)
+    half_s = all_gather_time(cluster_tables(problem.cluster), (0, 1), 4).time_s
+    return simulate(problem, cut).iteration_time_s, half_s
+
+
+def test_zero2_scatters_the_gradients_of_a_micro_batch_while_the_next_one_computes() -> None:
+    time_s, half_s = one_layer_cut(Sharding.ZERO2)
+    # Two passes of 1 s and 2 s; the second reduce-scatter, half an update of 2 s, the gather.
+    assert time_s == pytest.approx(2 * 3.0 + half_s + 1.0 + half_s)
+
+
+def test_zero3_gathers_before_each_pass_of_each_micro_batch() -> None:
+    time_s, half_s = one_layer_cut(Sharding.ZERO3)
+    # The first reduce-scatter has the links before the second micro-batch's first gather.
+    assert time_s == pytest.approx(2 * (half_s + 1.0 + half_s + 2.0) + half_s + half_s + 1.0)
 
 
 @pytest.mark.parametrize(("prefetch", "num_waited_for"), [(1, LAYERS), (2, 1), (3, 1)])

@@ -143,7 +143,7 @@ class _Finetune:
         return sweep(policy, contexts, self._rng, temperature=self._settings.temperature).chosen
 
     def _evaluate(self, chosen: NDArray[np.int64]) -> None:
-        strategy = self._task.sharded(self._choices.strategy(chosen))
+        strategy = self._task.completed(self._choices.strategy(chosen))
         evaluation = self._task.evaluator.evaluate(strategy)
         self.num_evaluations += 1
         if self.best is None:

@@ -96,7 +96,7 @@ class Sampler:
             ),
             num_greedy=1 if number < 2 else 0,
         )
-        return [self._task.sharded(strategy) for strategy in self._policy.strategies(decoded.chosen)]
+        return [self._task.completed(strategy) for strategy in self._policy.strategies(decoded.chosen)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,7 @@ def search_optcnn(task: SearchTask, settings: OptcnnSettings | None = None) -> S
             task.progress(_report(f"costs {done} of {of}", elapsed_s))
 
     plan = plan_optcnn(task.problem, settings, visit=visit)
-    strategy = task.sharded(plan.strategy)
+    strategy = task.completed(plan.strategy)
     evaluation = task.evaluator.evaluate(strategy)
     elapsed_s = task.clock() - origin
     best = improved(None, strategy, evaluation, number=1, elapsed_s=elapsed_s)

@@ -65,10 +65,15 @@ class _Shape:
     devices: IntArray
 
 
-def pipelines(problem: Problem) -> tuple[Pipeline, ...]:
+def pipelines(problem: Problem, num_micro_batches: int | None = None) -> tuple[Pipeline, ...]:
     """All pipelines, best first: those expected to fit by their estimated time, then the others.
 
     One stage is among them: gradient accumulation.
+
+    Args:
+        problem: The problem.
+        num_micro_batches: Only those with so many; None: with any of about a factor of two from one to the
+            next.
 
     Raises:
         GraphError: Samples depend on each other, so that the batch cannot be cut.
@@ -76,7 +81,8 @@ def pipelines(problem: Problem) -> tuple[Pipeline, ...]:
     graph, found = problem.graph, []
     refusal: GraphError | None = None
     tables = cluster_tables(problem.cluster, paper=problem.options.paper)
-    for number in _micro_batch_counts(graph, problem.cluster.num_devices):
+    counts = _micro_batch_counts(graph, problem.cluster.num_devices)
+    for number in counts if num_micro_batches is None else [num_micro_batches]:
         try:
             part = micro_batch(graph, number)
         except GraphError as error:

@@ -19,7 +19,7 @@ from soaprl.search.pipeline.making import Pipeline, pipelines
 from soaprl.search.simple import best_of
 from soaprl.search.task import SearchResult, SearchTask
 from soaprl.strategy.schedules import Schedule
-from soaprl.strategy.strategy import Sharding, Strategy
+from soaprl.strategy.strategy import Strategy
 
 PIPELINE, ACCUMULATION = "pipeline", "accumulation"
 # How many are simulated, best estimates first, and how many of them with GPipe, too.
@@ -30,8 +30,7 @@ def search_pipeline(task: SearchTask) -> SearchResult:
     """The best simulated pipeline of two stages or more; see the module.
 
     Raises:
-        SearchError: There is one device, the batch cannot be cut into micro-batches, or state is to be
-            sharded in a way that is not known for micro-batches.
+        SearchError: There is one device, or the batch cannot be cut into micro-batches.
     """
     if task.problem.cluster.num_devices < 2:
         raise SearchError(f"{refusal_prefix(PIPELINE)}there is one device, so nothing to put stages on.")
@@ -50,13 +49,8 @@ def search_accumulation(task: SearchTask) -> SearchResult:
 
 
 def _legal(task: SearchTask, method: str) -> tuple[Pipeline, ...]:
-    if task.sharding not in (Sharding.NONE, Sharding.ZERO1):
-        raise SearchError(
-            f"{refusal_prefix(method)}micro-batches are simulated with sharding 'none' or 'zero1', found"
-            f" {task.sharding.value!r}."
-        )
     try:
-        return pipelines(task.problem)
+        return pipelines(task.problem, task.micro_batches if task.micro_batches > 1 else None)
     except GraphError as error:
         raise SearchError(f"{refusal_prefix(method)}{error}") from error
 
@@ -75,4 +69,4 @@ def _simulated(task: SearchTask, method: str, found: Sequence[Pipeline]) -> list
     # Strategies with as many micro-batches have the same copies of operators, so they come one after another.
     groups = list(dict.fromkeys(strategy.micro_batches for strategy in chosen))
     chosen.sort(key=lambda strategy: groups.index(strategy.micro_batches))
-    return [task.sharded(strategy) for strategy in chosen]
+    return [task.completed(strategy) for strategy in chosen]

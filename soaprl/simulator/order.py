@@ -1,0 +1,35 @@
+"""In which order the program does the passes of operators."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from soaprl.cluster.tables import IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramOrder:
+    """When passes come in the program; see `soaprl.simulator.state.Layout` for what most arrays hold.
+
+    Attributes:
+        forward_step: Shape [operators].
+        backward_step: Shape [operators].
+        turns: The passes that exist, in their order. Empty: devices do tasks as they become ready.
+        stages: Shape [operators]; the stage of each: whose passes follow each other on the same devices.
+    """
+
+    forward_step: IntArray
+    backward_step: IntArray
+    turns: IntArray
+    stages: IntArray
+
+
+def plain_order(num_operators: int) -> ProgramOrder:
+    """All forward passes, then all backward passes in reverse; devices do tasks as they become ready."""
+    n = num_operators
+    return ProgramOrder(
+        forward_step=np.arange(n, dtype=np.int64),
+        backward_step=np.arange(2 * n - 1, n - 1, -1, dtype=np.int64),
+        turns=np.zeros(0, np.int64),
+        stages=np.zeros(n, np.int64),
+    )
