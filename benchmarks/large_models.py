@@ -4,7 +4,8 @@
 
 writes ``benchmarks/large-models.md``. Arithmetic in bfloat16, tensors in float32, Adam. Searches have that
 many seconds each, which is less than two minutes with their preparation, and seed 0; what they reach depends
-on the machine. A method with a stage of ZeRO behind it runs under that sharding; ``fsdp`` chooses its own.
+on the machine. A method with a stage of ZeRO behind it runs under that sharding; ``fsdp`` and ``joint``
+choose their own, and ``joint`` and ``pipeline`` the micro-batches.
 """
 
 import argparse
@@ -39,6 +40,7 @@ RUNS = (
     ("pipeline", Sharding.NONE),
     ("mcmc", Sharding.NONE),
     ("mcmc", Sharding.ZERO3),
+    ("joint", Sharding.NONE),
 )
 _COLUMNS = ("method", "ms", "samples/s", "peak memory", "traffic", "evaluations", "search s")
 
@@ -94,8 +96,10 @@ def rows_of(problem: Problem, seconds: float, console: Console) -> Iterator[Row 
             console.log(f"{problem.graph.name} {problem.cluster.name} {name}: {found.reason}")
             yield replace(found, method=name)
             continue
-        if found.strategy.sharding is not sharding:
-            name += f" ({found.strategy.sharding})"
+        chosen = [str(found.strategy.sharding)] if found.strategy.sharding is not sharding else []
+        if not found.strategy.is_whole:
+            chosen.append(f"{found.strategy.num_stages} stages, {found.strategy.micro_batches} micro-batches")
+        name += f" ({', '.join(chosen)})" if chosen else ""
         time_s = found.evaluation.iteration_time_s
         console.log(f"{problem.graph.name} {problem.cluster.name} {name}: {1e3 * time_s:.1f} ms")
         yield Row(name=name, result=found, samples_per_s=problem.graph.batch_size / time_s)
@@ -116,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("large-models.md"))
+    parser.add_argument("--note", default="", help="What else is to be said of the measurement.")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     tables = [
@@ -124,7 +129,8 @@ def main() -> None:
         for cluster in CLUSTERS
     ]
     title = f"# Large models: simulated iterations of {arguments.seconds:g}-second searches"
-    text = f"{title}\n\nSearched on {machine()}. Made by `benchmarks/large_models.py`.\n\n"
+    note = f" {arguments.note}" if arguments.note else ""
+    text = f"{title}\n\nSearched on {machine()}. Made by `benchmarks/large_models.py`.{note}\n\n"
     write_text_atomic(arguments.out, text + "\n\n".join(tables) + "\n")
 
 

@@ -20,6 +20,7 @@ from soaprl.search.experts import (
     starts_for,
     with_experts,
 )
+from soaprl.search.joint import joint
 from soaprl.search.method import Method
 from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.optcnn import search_optcnn
@@ -169,6 +170,14 @@ def _exact() -> tuple[Method, ...]:
 
 def _improving() -> tuple[Method, ...]:
     return (
+        Method(
+            name="joint",
+            description="configurations with ZeRO level, micro-batches and stages, by successive halving",
+            source="Jamieson, Talwalkar: Non-stochastic Best Arm Identification (2016); Metropolis walks",
+            iterative=True,
+            resumable=True,
+            function=joint,
+        ),
         Method(
             name="coordinate-descent",
             description="the best of all candidates of one operator at a time, to a local optimum",

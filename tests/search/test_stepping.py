@@ -11,6 +11,7 @@ from soaprl.errors import OutputError, SearchError
 from soaprl.search.annealing import AnnealingSettings, annealing
 from soaprl.search.descent import coordinate_descent
 from soaprl.search.evolution import EvolutionSettings, evolution
+from soaprl.search.joint import JointSettings, joint
 from soaprl.search.metropolis import metropolis
 from soaprl.search.task import Budget, Evaluation, Evaluator, ProgressReport, SearchResult, SearchTask
 from soaprl.simulator import Problem, Simulator
@@ -30,7 +31,12 @@ def small_evolution(task: SearchTask) -> SearchResult:
     return evolution(task, None, EvolutionSettings(population=8))
 
 
-SEARCHES: tuple[Search, ...] = (coordinate_descent, short_annealing, small_evolution)
+def short_joint(task: SearchTask) -> SearchResult:
+    """Brackets of 16, 32, ... evaluations."""
+    return joint(task, JointSettings(arms=2, first_steps=4))
+
+
+SEARCHES: tuple[Search, ...] = (coordinate_descent, short_annealing, small_evolution, short_joint)
 
 
 def outcome(result: SearchResult) -> tuple[object, ...]:
