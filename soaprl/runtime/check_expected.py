@@ -1,24 +1,39 @@
 """What a task should read, by the rules of the operators alone: what the checker compares a program with."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from soaprl.graph.operators import Access, OperatorGraph
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.layout import Regions, Tasks, carries_gradient
-from soaprl.runtime.program import Block, Piece, Read
+from soaprl.runtime.program import SUMMED, Block, Piece, Read
 
 
 def expected_reads(
-    graph: OperatorGraph, tasks: Sequence[Tasks], operator: int, part: int
+    graph: OperatorGraph,
+    tasks: Sequence[Tasks],
+    operator: int,
+    part: int,
+    totals: Collection[Piece] = (),
 ) -> tuple[Read, ...]:
-    """What a task reads of each input: every part of it that any task writes, local or delivered."""
+    """What a task reads of each input: every part of it that any task writes, local or delivered.
+
+    Args:
+        graph: The operators.
+        tasks: The tasks of each.
+        operator: Whose task.
+        part: Which task.
+        totals: Sums that its rank has in the place of all tasks that write their boxes.
+    """
     here = tasks[operator].ranks[part]
     reads = []
     for access, boxes in zip(graph.operators[operator].inputs, tasks[operator].inputs, strict=True):
-        pieces = []
+        pieces: list[Piece] = []
         for writer, rank, written in _writers(graph, tasks, access.tensor):
             shared = common(written, boxes[part])
-            if num_elements(shared):
+            total = Piece(tensor=access.tensor, part=SUMMED, box=written)
+            if num_elements(shared) and total in totals:
+                pieces += [] if total in pieces else [total]
+            elif num_elements(shared):
                 box = written if rank == here else shared
                 pieces.append(Piece(tensor=access.tensor, part=writer, box=box))
         flows = carries_gradient(graph, operator, access)
@@ -39,6 +54,15 @@ def _writers(
         (part, rank, box)
         for part, (rank, box) in enumerate(zip(layout.ranks, layout.outputs[output], strict=True))
     ]
+
+
+def expected_partials(graph: OperatorGraph, tasks: Sequence[Tasks], total: Piece) -> dict[int, Piece]:
+    """What is summed to `total`, by rank; nothing where that is not the sum of one piece on each rank."""
+    outputs = graph.operators[graph.producer[total.tensor]].outputs
+    how = next(access.combine for access in outputs if access.tensor == total.tensor)
+    writers = [(part, rank) for part, rank, box in _writers(graph, tasks, total.tensor) if box == total.box]
+    found = {rank: Piece(tensor=total.tensor, part=part, box=total.box) for part, rank in writers}
+    return dict(sorted(found.items())) if how == "sum" and len(found) == len(writers) else {}
 
 
 def expected_blocks(accesses: Sequence[Access], regions: Regions, part: int) -> tuple[Block, ...]:

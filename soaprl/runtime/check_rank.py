@@ -7,7 +7,7 @@ from soaprl.errors import ProgramError
 from soaprl.graph.operators import TensorRole
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.check_errors import names, wrong_rank, wrong_step
-from soaprl.runtime.check_expected import expected_blocks, expected_loss, expected_reads
+from soaprl.runtime.check_expected import expected_blocks, expected_loss, expected_partials, expected_reads
 from soaprl.runtime.check_shared import waits_of
 from soaprl.runtime.layout import Tasks
 from soaprl.runtime.micro_batches import Unrolled
@@ -30,6 +30,7 @@ from soaprl.runtime.program import (
     ReleaseParameters,
     ScatterGradients,
     Step,
+    SumPartials,
     Update,
 )
 from soaprl.runtime.sources import constant_arguments
@@ -71,6 +72,8 @@ class _Follower:
         # Who still owes a gradient to each piece, and the received pieces that a gradient must go back for.
         self.owed: dict[Piece, set[_Task]] = {}
         self.returnable: set[Piece] = set()
+        sums = [step for step in rank.steps if isinstance(step, SumPartials)]
+        self.totals = {step.total for step in sums if step.direction == "forward"}
         self.stages: dict[_Task, int] = {}
         self.backward: dict[_Task, int] = {}
         self.statistics: set[tuple[str, int, int, int]] = set()
@@ -114,6 +117,8 @@ class _Follower:
                 self._backward(step)
             case Exchange():
                 self._send(step)
+            case SumPartials():
+                self._sum(step)
             case ReduceStatistics():
                 self._reduce_statistics(step)
             case ReduceLoss():
@@ -158,16 +163,21 @@ class _Follower:
             self.statistics.update((step.direction, step.operator, step.stage, part) for part in step.parts)
         if isinstance(step, GatherParameters):
             self._parameters_arrive(step)
-        if not isinstance(step, Exchange):
-            return
-        for piece in (piece for message in step.receives for piece in message.pieces):
-            if step.direction == "backward":
-                self._gradient_arrives(piece)
-            elif piece in self.received:
-                raise self.wrong(f"{self._name(piece)} was received before")
-            else:
-                self.received.add(piece)
-                self.unused.add(piece)
+        if isinstance(step, SumPartials):
+            own = step.pieces[step.group.index(self.rank.rank)]
+            self._piece_arrives(own if step.direction == "backward" else step.total, step)
+        if isinstance(step, Exchange):
+            for piece in (piece for message in step.receives for piece in message.pieces):
+                self._piece_arrives(piece, step)
+
+    def _piece_arrives(self, piece: Piece, step: Exchange | SumPartials) -> None:
+        if step.direction == "backward":
+            self._gradient_arrives(piece)
+        elif piece in self.received:
+            raise self.wrong(f"{self._name(piece)} was received before")
+        else:
+            self.received.add(piece)
+            self.unused.add(piece)
 
     def _is_there(self, piece: Piece) -> bool:
         self.unused.discard(piece)
@@ -209,7 +219,7 @@ class _Follower:
 
     def _reads(self, step: Forward, layout: Tasks) -> None:
         operator = self.graph.operators[step.operator]
-        reads = expected_reads(self.graph, self.tasks, step.operator, step.part)
+        reads = expected_reads(self.graph, self.tasks, step.operator, step.part, self.totals)
         for wanted, found in zip(reads, step.reads, strict=False):
             if wanted != found:
                 raise self.wrong(f"expected that it reads {wanted}, found {found}")
@@ -273,12 +283,27 @@ class _Follower:
                 if own is None or common(own.box, piece.box) != piece.box:
                     raise self.wrong(f"{self._name(piece)} was not written before it is sent")
             else:
-                if piece not in self.returnable:
-                    raise self.wrong(f"{self._name(piece)} needs no gradient, or has sent it before")
-                if self.owed[piece]:
-                    owing = names(self.graph, self.owed[piece])
-                    raise self.wrong(f"the gradient of {self._name(piece)} still lacks that of {owing}")
-                self.returnable.discard(piece)
+                self._return(piece)
+
+    def _return(self, piece: Piece) -> None:
+        """The gradient of a piece goes back to who wrote it."""
+        if piece not in self.returnable:
+            raise self.wrong(f"{self._name(piece)} needs no gradient, or has sent it before")
+        if self.owed[piece]:
+            owing = names(self.graph, self.owed[piece])
+            raise self.wrong(f"the gradient of {self._name(piece)} still lacks that of {owing}")
+        self.returnable.discard(piece)
+
+    def _sum(self, step: SumPartials) -> None:
+        expected = expected_partials(self.graph, self.tasks, step.total)
+        if step.group != tuple(expected) or step.pieces != tuple(expected.values()):
+            raise self.wrong(f"expected a sum of all that is written there, {expected}")
+        own = expected[self.rank.rank]
+        if self.written.get((own.tensor, own.part)) != own:
+            raise self.wrong(f"{self._name(own)} was not written before it is summed")
+        # A rank whose readers give no gradient takes part all the same.
+        if step.direction == "backward" and (step.total in self.returnable or self.owed.get(step.total)):
+            self._return(step.total)
 
     def _gradient_arrives(self, piece: Piece) -> None:
         task = (self.graph.producer[piece.tensor], piece.part)
@@ -399,7 +424,7 @@ class _Follower:
         if self.returnable:
             raise wrong(f"the gradient of {self._name(min(self.returnable, key=repr))} never goes back")
         for step in self.posted.values():
-            if isinstance(step, Exchange) and step.receives:
+            if isinstance(step, SumPartials) or (isinstance(step, Exchange) and step.receives):
                 raise wrong(f"nothing waits for #{step.id}, which brings something")
         if self.seeded != set(self.work.losses):
             raise wrong("the loss is not reduced")

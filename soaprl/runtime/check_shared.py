@@ -28,6 +28,7 @@ from soaprl.runtime.program import (
     ScatterGradients,
     Shared,
     Step,
+    SumPartials,
     Update,
 )
 
@@ -138,6 +139,11 @@ def _check_agreement(graph: OperatorGraph, members: list[_Place]) -> None:
     if isinstance(first, ScatterGradients | GatherParameters) and len(first.parts) != len(first.group):
         problem = f"expected parts for {len(first.group)} ranks, found them for {len(first.parts)}"
         raise wrong_step(graph, rank, members[0][1], first, problem)
+    if isinstance(first, SumPartials):
+        size = total_bytes(graph, first.pieces[:1])
+        if len(first.pieces) != len(first.group) or first.num_bytes != size:
+            problem = f"expected a piece of {size} bytes of each rank"
+            raise wrong_step(graph, rank, members[0][1], first, problem)
     if isinstance(first, ReduceGradients | ScatterGradients | GatherParameters):
         cells = first.cells if isinstance(first, ReduceGradients) else tuple(chain(*first.parts))
         dtypes = {graph.tensors[cell.tensor].dtype for cell in cells}

@@ -7,8 +7,8 @@ last contribution that was, in buckets; at the end the updates. With micro-batch
 operator for each of them, and passes come in the order of the schedule. Where state is sharded
 (`soaprl.runtime.sharding`), reductions leave to each rank its part, and gathers bring parameters together
 again: after the update or, where parameters are sharded, before passes. This is what `soaprl.simulator`
-simulates, with two differences: pieces that go the same way at the same time are one message, and small cells
-with the same holders are one reduction or gather.
+simulates, with three differences: pieces that go the same way at the same time are one message, small cells
+with the same holders are one reduction or gather, and large partial results of a group are summed.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.buckets import Buckets, packed
 from soaprl.runtime.cells import Cell, Holding, parameter_cells, parameter_holdings, rank_blocks
-from soaprl.runtime.deliveries import Route, find_deliveries
+from soaprl.runtime.deliveries import Partials, Route, find_deliveries
 from soaprl.runtime.exchanges import exchange_steps, total_bytes
 from soaprl.runtime.gathers import Pace, Pass, pace
 from soaprl.runtime.layout import Tasks, graph_tasks
@@ -44,6 +44,7 @@ from soaprl.runtime.program import (
     ScatterGradients,
     Shared,
     Step,
+    SumPartials,
     Update,
     UpdateBuffers,
 )
@@ -115,7 +116,7 @@ class _Compiler:
         self.options = options
         self.everyone = tuple(range(num_ranks))
         self.tasks = graph_tasks(graph, strategy)
-        self.deliveries = find_deliveries(graph, self.tasks)
+        self.deliveries = find_deliveries(graph, self.tasks, options, work.losses)
         holdings = parameter_holdings(graph, self.tasks)
         self.cells = parameter_cells(graph, holdings, work.backward_places)
         self.trained = {
@@ -132,6 +133,7 @@ class _Compiler:
         self.next_id = 0
         self.arrivals: list[dict[Piece, int]] = [{} for _ in self.everyone]
         self.returned_at: dict[int, int] = {}
+        self.summed_at: dict[tuple[int, int], list[int]] = {}
         self.awaited: list[set[int]] = [set() for _ in self.everyone]
         self.reductions: list[list[int]] = [[] for _ in self.everyone]
 
@@ -247,6 +249,7 @@ class _Compiler:
                 )
             if stage < len(shared):
                 combined = self._reduce_statistics("forward", operator, stage, shared[stage])
+        self._sum("forward", operator, self.deliveries.sums.get(operator, ()))
         self._exchange("forward", operator, self.deliveries.forward[operator])
 
     def _writes(self, operator: int, part: int) -> tuple[Piece, ...]:
@@ -264,6 +267,7 @@ class _Compiler:
             for part, rank in reversed(list(enumerate(layout.ranks))):
                 ids = [self.returned_at[c] for c in self.deliveries.returns.get((operator, part), ())]
                 ids += [combined[part]] if part in combined else []
+                ids += self.summed_at.get((operator, part), [])
                 parameters = _blocks(op.parameters, layout.parameters, part)
                 ids += [number for block in parameters for number in self._gathered(rank, block)]
                 self.steps[rank].append(
@@ -271,6 +275,7 @@ class _Compiler:
                 )
             if stage > 0:
                 combined = self._reduce_statistics("backward", operator, stage - 1, shared[stage - 1])
+        self._sum("backward", operator, self.deliveries.summed_back.get(operator, ()))
         self._exchange("backward", operator, self.deliveries.backward.get(operator, {}))
 
     def _reduce_statistics(
@@ -286,6 +291,25 @@ class _Compiler:
             self._share(step, group)
             combined.update(dict.fromkeys(parts, step.id))
         return combined
+
+    def _sum(self, direction: Direction, operator: int, sums: Iterable[Partials]) -> None:
+        """Sums partial results, or the gradients of their sums."""
+        for partials in sums:
+            step = SumPartials(
+                id=self._id(),
+                direction=direction,
+                operator=operator,
+                group=partials.group,
+                pieces=partials.pieces,
+                num_bytes=partials.num_bytes,
+            )
+            self._share(step, partials.group)
+            if direction == "forward":
+                for rank in partials.group:
+                    self.arrivals[rank][partials.total] = step.id
+            else:
+                for piece in partials.pieces:
+                    self.summed_at.setdefault((partials.operator, piece.part), []).append(step.id)
 
     def _exchange(self, direction: Direction, operator: int, routes: dict[Route, list[Piece]]) -> None:
         if not routes:

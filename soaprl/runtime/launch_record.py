@@ -27,6 +27,7 @@ from soaprl.runtime.program import (
     ReduceNorm,
     ReduceStatistics,
     ScatterGradients,
+    SumPartials,
     UpdateBuffers,
 )
 from soaprl.runtime.rank import RankState
@@ -142,6 +143,8 @@ class Recorder:
                 producer = self._graph.producer[step.pieces[0].tensor]
                 way = "from" if arrival else "to"
                 return f"{operators[producer].name} {way} rank {step.peer}"
+            case SumPartials():
+                return f"parts of {operators[step.operator].name}"
             case ReduceStatistics():
                 return f"statistics of {operators[step.operator].name}"
             case ReduceLoss():

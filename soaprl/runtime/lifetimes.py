@@ -1,6 +1,6 @@
 """When what a rank holds is needed for the last time."""
 
-from soaprl.runtime.program import Exchange, Forward, Piece, RankProgram, ReduceLoss, Step
+from soaprl.runtime.program import Exchange, Forward, Piece, RankProgram, ReduceLoss, Step, SumPartials
 
 
 def last_uses(program: RankProgram) -> tuple[tuple[Piece, ...], ...]:
@@ -14,7 +14,7 @@ def last_uses(program: RankProgram) -> tuple[tuple[Piece, ...], ...]:
     for index, step in enumerate(program.steps):
         if isinstance(step, Forward):
             written.update({(piece.tensor, piece.part): piece for piece in step.writes})
-        for piece in _touched(step):
+        for piece in _touched(step, program.rank):
             # What is sent is a box of what was written.
             last[written.get((piece.tensor, piece.part), piece)] = index
     dropped: list[list[Piece]] = [[] for _ in program.steps]
@@ -23,12 +23,14 @@ def last_uses(program: RankProgram) -> tuple[tuple[Piece, ...], ...]:
     return tuple(tuple(pieces) for pieces in dropped)
 
 
-def _touched(step: Step) -> list[Piece]:
-    """The pieces whose content a step writes or reads; what it receives is entered when it is awaited."""
+def _touched(step: Step, rank: int) -> list[Piece]:
+    """The pieces whose content a step of a rank writes or reads; what comes is entered when it is awaited."""
     if isinstance(step, Forward):
         return [*(piece for read in step.reads for piece in read.pieces), *step.writes]
     if isinstance(step, Exchange) and step.direction == "forward":
         return [piece for message in step.sends for piece in message.pieces]
+    if isinstance(step, SumPartials) and step.direction == "forward":
+        return [step.pieces[step.group.index(rank)]]
     if isinstance(step, ReduceLoss):
         return list(step.pieces)
     return []

@@ -16,7 +16,7 @@ the schedule of micro-batches. Operators and tensors are numbered as in the grap
 `soaprl.runtime.micro_batches.unrolled` gives: that of the model, or one with copies for each micro-batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator
@@ -29,6 +29,8 @@ Direction: TypeAlias = Literal["forward", "backward"]
 BatchNorm: TypeAlias = Literal["local", "synchronized"]
 Precision: TypeAlias = Literal["stored", "bfloat16"]
 Pattern: TypeAlias = Literal["point_to_point", "all_gather", "all_to_all"]
+# In the place of a task: the sum of what all tasks wrote that write a box.
+SUMMED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Piece:
 
     Attributes:
         tensor: Index of the tensor in the graph.
-        part: The task of its producer that wrote it.
+        part: The task of its producer that wrote it, or `SUMMED`.
         box: Which elements, in refined coordinates.
     """
 
@@ -192,6 +194,37 @@ class Exchange:
     pattern: Pattern
     group: tuple[int, ...]
     kind: Literal["exchange"] = "exchange"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumPartials:
+    """Sums the partial results of one box over the ranks that wrote them, all of which read the sum.
+
+    It takes the place of an `Exchange` in which each of these ranks would send its own to all others. In the
+    forward pass each rank then has the sum, as a piece of the part `SUMMED`. In the backward pass it sums the
+    gradients that readers gave to that piece; the total is the gradient of what each rank wrote.
+
+    Attributes:
+        id: Place in the global order.
+        direction: Of which pass.
+        operator: Index of the operator after whose tasks it comes.
+        group: The ranks, ascending.
+        pieces: What each of them wrote; of one box.
+        num_bytes: Bytes of the box.
+    """
+
+    id: int
+    direction: Direction
+    operator: int
+    group: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+    kind: Literal["sum_partials"] = "sum_partials"
+
+    @property
+    def total(self) -> Piece:
+        """The sum."""
+        return replace(self.pieces[0], part=SUMMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,6 +414,7 @@ Step: TypeAlias = Annotated[
     | Forward
     | Backward
     | Exchange
+    | SumPartials
     | ReduceStatistics
     | ReduceLoss
     | ReduceGradients
@@ -394,7 +428,8 @@ Step: TypeAlias = Annotated[
 ]
 # What the ranks of a group do together, and not by messages.
 Collective: TypeAlias = (
-    ReduceStatistics
+    SumPartials
+    | ReduceStatistics
     | ReduceLoss
     | ReduceGradients
     | ScatterGradients
@@ -440,6 +475,9 @@ class CompileOptions:
         precision: ``stored``: arithmetic in the types of the graph. ``bfloat16``: what PyTorch's autocast
             computes in bfloat16 is, inside tasks; parameters, gradients, optimizer state, what goes between
             ranks and sums of partial results stay in the types of the graph.
+        sum_bytes: Partial results of this size or more that a group of ranks writes, and all of it reads, are
+            summed by a collective; smaller ones are exchanged. `benchmarks/runtime-collectives.md` shows why.
+        sum_ranks: The same of groups: two ranks send each other as much as they would for a collective.
         prefetch: Where parameters are sharded: how many operators with such parameters ahead they are
             gathered, as in `soaprl.simulator.pacing`.
     """
@@ -448,6 +486,8 @@ class CompileOptions:
     clip_gradients: bool = False
     bucket_bytes: int = 25 * 2**20
     precision: Precision = "stored"
+    sum_bytes: int = 2**21
+    sum_ranks: int = 3
     prefetch: int = 4
 
 

@@ -26,10 +26,12 @@ from soaprl.runtime.program import (
     ReleaseParameters,
     ScatterGradients,
     Step,
+    SumPartials,
     Update,
     UpdateBuffers,
 )
 
+_REDUCED = (ReduceGradients, ScatterGradients, SumPartials)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -63,9 +65,7 @@ def totals_text(program: Program, graph: OperatorGraph) -> str:
                 _size(_bytes(graph, rank.parameters)),
                 _size(sum(m.num_bytes for s in exchanges for m in s.sends)),
                 _size(sum(m.num_bytes for s in exchanges for m in s.receives)),
-                _size(
-                    sum(s.num_bytes for s in rank.steps if isinstance(s, ReduceGradients | ScatterGradients))
-                ),
+                _size(sum(s.num_bytes for s in rank.steps if isinstance(s, _REDUCED))),
                 _size(sum(s.num_bytes for s in rank.steps if isinstance(s, GatherParameters))),
             )
         )
@@ -95,6 +95,11 @@ def step_text(step: Step, graph: OperatorGraph) -> str:
             return f"backward {_task(step, graph)}{stage}{_waits(step.waits)}"
         case Exchange():
             return f"#{step.id} {_exchange(step, graph)}"
+        case SumPartials():
+            what = "outputs" if step.direction == "forward" else "gradients"
+            name, size = graph.operators[step.operator].name, _size(step.num_bytes)
+            boxes = _boxes(graph, step.pieces[:1])
+            return f"#{step.id} sum {what} of {name} over {_ranks(step.group)}: {boxes} {size}"
         case ReduceStatistics():
             what = f"{step.direction} {graph.operators[step.operator].name} stage {step.stage}"
             return f"#{step.id} reduce statistics of {what} over {_ranks(step.group)}"

@@ -34,11 +34,12 @@ from soaprl.runtime.program import (
     ReduceStatistics,
     ReleaseParameters,
     ScatterGradients,
+    SumPartials,
     Update,
 )
+from soaprl.runtime.rank_buffers import RankBuffers
 from soaprl.runtime.rank_parameters import RankParameters
-from soaprl.runtime.reference import combined, run_constants
-from soaprl.runtime.running import RunningStatistics
+from soaprl.runtime.reference import combined
 from soaprl.runtime.segments import differentiate, enter
 from soaprl.runtime.statistics_tables import StatisticsTables
 from soaprl.runtime.stores import BlockStore, Fetch, GradientSums
@@ -86,7 +87,7 @@ class RankState:
         self._work = work = unrolled(graph, program.strategy) if work is None else work
         self.graph, self.device, self.program = work.graph, device, program.ranks[rank]
         self.sharding = program.sharding
-        self._configs, self._options, self._table = work.strategy.configs, program.options, table
+        self._configs, self._options = work.strategy.configs, program.options
         self.all_updated = tuple(
             (other.rank, block)
             for other in program.ranks
@@ -94,7 +95,6 @@ class RankState:
             if isinstance(step, Update)
             for block in step.parameters
         )
-        self._running = RunningStatistics(self.graph)
         self._held = RankParameters(self.graph, self.program, state, device, self.sharding)
         self.parameters, self.updated, self.kept = self._held.blocks, self._held.updated, self._held.kept
         self._plans = TaskPlans(self.graph, self.program, self._configs, self._options, table, self._held)
@@ -104,11 +104,8 @@ class RankState:
             if isinstance(step, Forward)
             for piece in step.writes
         }
-        self.buffers: dict[int, Tensor] = {}
-        for tensor in self.program.buffers:
-            stored = graph.tensors[tensor]
-            content = state(Block(tensor=tensor, box=tuple((0, e) for e in stored.refined_shape)))
-            self.buffers[tensor] = content.detach().to(device).reshape(stored.shape).clone()
+        self._buffers = RankBuffers(self.graph, self.program, state, device, table)
+        self.buffers = self._buffers.content
         self.gradient_norm = torch.zeros((), dtype=torch.float64, device=device)
         self.begin(0)
 
@@ -117,12 +114,12 @@ class RankState:
         self._seed = seed
         self._values: dict[Piece, Tensor] = {}
         self._gradients = GradientSums()
-        self._inputs, self._constants = BlockStore(), dict[int, Tensor]()
+        self._inputs = BlockStore()
         self._tasks: dict[tuple[int, int], StagedTask] = {}
         # By segment: what it wrote whose gradients come from elsewhere.
         self._outputs: dict[int, list[tuple[Piece, GradientEdge | None]]] = {}
         self._statistics = StatisticsTables()
-        self._running.clear()
+        self._buffers.begin()
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def clear_gradients(self) -> None:
@@ -140,14 +137,7 @@ class RankState:
 
     def make_constants(self, step: MakeConstants) -> None:
         """Runs the calls of the step."""
-        self._constants = run_constants(
-            self.graph,
-            self.buffers,
-            seed=self._seed,
-            device=self.device,
-            table=self._table,
-            calls=step.calls,
-        )
+        self._buffers.make_constants(step, self._seed)
 
     # Tasks.
 
@@ -207,7 +197,9 @@ class RankState:
         results = task.forward(self._statistics.tables.get(key) if step.stage else None)
         if step.writes:
             if task.statistics:
-                self._running.record(step.operator, self._configs[step.operator], step.part, task.statistics)
+                self._buffers.running.record(
+                    step.operator, self._configs[step.operator], step.part, task.statistics
+                )
             if plan.segment < 0 or not plan.stops:
                 del self._tasks[key]
         return results
@@ -254,9 +246,7 @@ class RankState:
 
     def buffer(self, block: Block) -> Tensor:
         """The content of a block of a buffer or constant."""
-        known = self._constants if block.tensor in self._constants else self.buffers
-        shape = self.graph.tensors[block.tensor].refined_shape
-        return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
+        return self._buffers.read(block)
 
     def backward(self, step: Backward) -> None:
         """Runs the backward pass of a task, or a stage of it."""
@@ -345,6 +335,8 @@ class RankState:
         """
         if isinstance(step, ReduceLoss):
             return [self._loss(step, scale)]
+        if isinstance(step, SumPartials):
+            return [self._partial(step)]
         if isinstance(step, ReduceStatistics):
             return [self._statistics.contribution(step)]
         if isinstance(step, ReduceGradients):
@@ -355,9 +347,7 @@ class RankState:
             return self._held.given(step)
         if isinstance(step, ReduceNorm):
             return [self._held.squared_norm(step.cells)]
-        if len(step.group) == 1:
-            return []
-        return [self._running.contribution(t, self.buffers[t]) for t in step.buffers]
+        return self._buffers.contribution(step)
 
     def enter(self, step: Collective, totals: Sequence[Tensor]) -> None:
         """Takes what an awaited step brought; it may keep the tensors.
@@ -367,6 +357,8 @@ class RankState:
         """
         if isinstance(step, ReduceLoss):
             self.loss = self.loss + totals[0]
+        elif isinstance(step, SumPartials):
+            self._enter_sum(step, totals[0])
         elif isinstance(step, ReduceStatistics):
             self._statistics.enter(step, totals[0], self._tasks)
         elif isinstance(step, ReduceGradients):
@@ -377,12 +369,26 @@ class RankState:
             self._held.enter_gathered(step, totals)
         elif isinstance(step, ReduceNorm):
             self.gradient_norm = totals[0].sqrt()
-        elif len(step.group) == 1:
-            for tensor in step.buffers:
-                self._running.update(tensor, self.buffers[tensor])
         else:
-            for tensor, total in zip(step.buffers, totals, strict=True):
-                self._running.enter(tensor, self.buffers[tensor], total)
+            self._buffers.enter(step, totals)
+
+    def _partial(self, step: SumPartials) -> Tensor:
+        """What this rank wrote, or what its readers gave as the gradient of the sum."""
+        if step.direction == "forward":
+            own = step.pieces[step.group.index(self.program.rank)]
+            return self._values[own].detach().to(self._dtype_of(own.tensor))
+        gradient = self._gradients.pop(step.total)
+        if gradient is not None:
+            return gradient
+        shape = [stop - start for start, stop in step.total.box]
+        return self._zeros(step.total).view(shape)
+
+    def _enter_sum(self, step: SumPartials, total: Tensor) -> None:
+        if step.direction == "forward":
+            self._values[step.total] = total
+        else:
+            own = step.pieces[step.group.index(self.program.rank)]
+            self._gradients.add(own, own.box, total)
 
     def _loss(self, step: ReduceLoss, scale: float) -> Tensor:
         if not step.pieces:

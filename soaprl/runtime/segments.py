@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from soaprl.runtime.program import Backward, Exchange, Forward, RankProgram, ReduceLoss
+from soaprl.runtime.program import Backward, Exchange, Forward, RankProgram, ReduceLoss, SumPartials
 
 Task: TypeAlias = tuple[int, int]
 # The tensor and the task that wrote it: what a rank wrote, whatever box of it is meant.
@@ -52,7 +52,7 @@ def outer_outputs(program: RankProgram, segment_of: dict[Task, int]) -> set[Writ
             read = [(p.tensor, p.part) for r in step.reads if r.gradient for p in r.pieces]
             outer.update(name for name in read if writer.get(name, own) != own)
             writer.update({(piece.tensor, piece.part): own for piece in step.writes})
-        elif isinstance(step, ReduceLoss):
+        elif isinstance(step, ReduceLoss) or (isinstance(step, SumPartials) and step.direction == "forward"):
             outer.update((piece.tensor, piece.part) for piece in step.pieces)
         elif isinstance(step, Exchange) and step.direction == "forward":
             outer.update((piece.tensor, piece.part) for m in step.sends for piece in m.pieces)

@@ -21,10 +21,19 @@ from tests.runtime.checking import Case, Outcome, random_degrees, sources
 
 
 def random_strategy(graph: OperatorGraph, num_ranks: int, rng: random.Random, case: Case) -> Strategy:
-    """Any degrees on any devices: in turn, all on one, or each task anywhere; nothing is sharded."""
-    configs = []
+    """Any degrees on any devices: in turn, all on one, or each task anywhere; nothing is sharded.
+
+    Sometimes every operator is split along one factor over the same devices, if that can be.
+    """
+    configs, together = [], rng.randint(2, num_ranks) if rng.random() < 0.25 else 0
     for operator in graph.operators:
         legal = [f for f, x in enumerate(operator.factors) if x.splittable and case.may_split(operator, f)]
+        shared = [f for f in legal if operator.factors[f].max_degree >= together > 0]
+        if shared:
+            chosen = rng.choice(shared)
+            degrees = tuple(together if f == chosen else 1 for f in range(len(operator.factors)))
+            configs.append(OpConfig(degrees, tuple(range(together))))
+            continue
         split = rng.random() < 0.8
         degrees = random_degrees(operator, legal, rng) if split else (1,) * len(operator.factors)
         count, first = OpConfig(degrees, ()).num_tasks, rng.randrange(num_ranks)

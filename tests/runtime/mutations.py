@@ -24,6 +24,7 @@ from soaprl.runtime.program import (
     ScatterGradients,
     Shared,
     Step,
+    SumPartials,
     Update,
     UpdateBuffers,
 )
@@ -380,6 +381,17 @@ def early_release(program: Program, rng: random.Random) -> Program | None:
     return with_steps(program, rank, [replace(step, waits=()), *steps])
 
 
+def other_partials(program: Program, rng: random.Random) -> Program | None:
+    """On all ranks: the parts in another order."""
+    found = places(program, SumPartials)
+    if not found:
+        return None
+    step = step_at(program, rng.choice(found))
+    for place in places(program, SumPartials, where=lambda s: s.id == step.id):
+        program = with_step(program, place, replace(step, pieces=step.pieces[::-1]))
+    return program
+
+
 def _steps(program: Program, kind: type) -> list[Step]:
     return [step_at(program, place) for place in places(program, kind)]
 
@@ -390,6 +402,9 @@ MUTATIONS: dict[str, Mutation] = {
     "dropped backward": dropped(Backward),
     "dropped inputs": dropped(LoadInputs),
     "dropped constants": dropped(MakeConstants),
+    "dropped sum": dropped(SumPartials),
+    "sum dropped by all": everywhere(SumPartials),
+    "sum of other parts": other_partials,
     "dropped loss": dropped(ReduceLoss),
     "dropped reduction": dropped(ReduceGradients),
     "dropped scatter": dropped(ScatterGradients),

@@ -14,6 +14,8 @@ from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases
 from tests.runtime.mutations import MUTATIONS, places, step_at, with_step
 from tests.runtime.random_models import random_model
+from tests.runtime.test_partial_sums import by_hidden
+from tests.runtime.test_partial_sums import made as residual
 
 NUM_PROGRAMS = 12
 
@@ -30,12 +32,18 @@ def programs() -> list[tuple[OperatorGraph, Program]]:
         graph = graph_from_factory(case.factory, case.batch_size, name=case.name)
         num_ranks = rng.randint(2, 6)
         options = CompileOptions(
-            batch_norm="synchronized", clip_gradients=k % 2 == 0, bucket_bytes=rng.choice([1, 2**20])
+            batch_norm="synchronized",
+            clip_gradients=k % 2 == 0,
+            bucket_bytes=rng.choice([1, 2**20]),
+            sum_bytes=0,
+            sum_ranks=2,
         )
         strategy = random_strategy(graph, num_ranks, rng, case)
         strategy = replace(strategy, sharding=tuple(Sharding)[k % 4])
         made.append((graph, compile_program(graph, strategy, num_ranks=num_ranks, options=options)))
-    return made
+    # Random graphs hardly ever have partial results that a group both writes and reads.
+    _, _, graph = residual()
+    return [*made, (graph, compile_program(graph, by_hidden(graph, 3), options=CompileOptions(sum_bytes=0)))]
 
 
 def test_what_the_compiler_makes_is_right(programs: list[tuple[OperatorGraph, Program]]) -> None:

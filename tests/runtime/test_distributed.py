@@ -51,7 +51,9 @@ def check_against_logical(case: Case, seed: int, groups: Groups, num_strategies:
     for number in range(num_strategies):
         sharding = tuple(Sharding)[(seed + number) % 4]
         strategy = replace(random_strategy(graph, NUM_RANKS, rng, case), sharding=sharding)
-        options = CompileOptions(batch_norm="synchronized", bucket_bytes=rng.choice([1, 200, 2**20]))
+        options = CompileOptions(
+            batch_norm="synchronized", bucket_bytes=rng.choice([1, 200, 2**20]), sum_bytes=0, sum_ranks=2
+        )
         program = compile_program(graph, strategy, num_ranks=NUM_RANKS, options=options)
         check_program(program, graph)
         logical = LogicalRanks(graph, program, fetch)

@@ -44,6 +44,8 @@ def check_programs(case: Case, rng: random.Random, *, num_strategies: int = NUM_
                         batch_norm="synchronized",
                         bucket_bytes=rng.choice([1, 200, 2**20]),
                         prefetch=rng.randint(1, 4),
+                        sum_bytes=rng.choice([0, 0, 2**21]),
+                        sum_ranks=2,
                     ),
                 )
                 degrees = tuple(config.degrees for config in strategy.configs)

@@ -19,6 +19,7 @@ from soaprl.runtime.program import (
     ReleaseParameters,
     ScatterGradients,
     Step,
+    SumPartials,
     Update,
 )
 
@@ -29,6 +30,8 @@ def step_name(graph: OperatorGraph, step: Step) -> str:
         return f"{type(step).__name__.lower()} pass of operator {_operator(graph, step)}, task {step.part}"
     if isinstance(step, Exchange):
         return f"exchange after operator {_operator(graph, step)}, {step.direction}"
+    if isinstance(step, SumPartials):
+        return f"sum of parts after operator {_operator(graph, step)}, {step.direction}"
     if isinstance(step, ReduceStatistics):
         return f"batch statistics of operator {_operator(graph, step)}, {step.direction}"
     if isinstance(step, ReduceGradients):
@@ -57,5 +60,7 @@ def _tensors(graph: OperatorGraph, blocks: Iterable[Block]) -> str:
     return f"{first!r} and {len(others)} more" if others else repr(first)
 
 
-def _operator(graph: OperatorGraph, step: Forward | Backward | Exchange | ReduceStatistics) -> str:
+def _operator(
+    graph: OperatorGraph, step: Forward | Backward | Exchange | SumPartials | ReduceStatistics
+) -> str:
     return repr(graph.operators[step.operator].name)

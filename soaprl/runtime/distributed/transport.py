@@ -51,6 +51,7 @@ class Transport:
         self._messages: dict[tuple[int, int, bool], MessageBuffer] = {}
         self._sums: dict[int, SumBuffer] = {}
         self._shards: dict[int, PartsBuffer] = {}
+        self._arriving: dict[int, Tensor] = {}
 
     def start(self, step: Shared, *, scale: float = 1.0) -> Arrival:
         """Sends what this rank has for the others; what it returns takes what they have.
@@ -134,7 +135,7 @@ class Transport:
         """Everybody sends to each rank its parts, which that rank sums, always in the same order."""
         sent, place = self._parts(step), step.group.index(self._groups.rank)
         torch._foreach_copy_(sent.contents, self._state.contribution(step))
-        received = torch.empty_like(sent.packed)
+        received = self._like(step, sent.packed)
         with _links():
             work = dist.all_to_all_single(
                 received, sent.packed, group=self._groups[step.group], async_op=True
@@ -170,6 +171,14 @@ class Transport:
         if step.id not in self._shards:
             self._shards[step.id] = PartsBuffer(self._state.graph, step.parts, self._wire)
         return self._shards[step.id]
+
+    def _like(self, step: ScatterGradients, packed: Tensor) -> Tensor:
+        """Where others' summands arrive; kept between iterations where buffers are."""
+        if self._state.sharding.level > 1:
+            return torch.empty_like(packed)
+        if step.id not in self._arriving:
+            self._arriving[step.id] = torch.empty_like(packed)
+        return self._arriving[step.id]
 
     def _here(self, contents: list[Tensor]) -> list[Tensor]:
         """Contents on the rank's own device."""

@@ -31,6 +31,7 @@ from soaprl.runtime.program import (
     RankProgram,
     ReduceGradients,
     ScatterGradients,
+    SumPartials,
 )
 
 
@@ -96,7 +97,12 @@ def _traffic(graph: OperatorGraph, rank: RankProgram) -> Traffic:
         if isinstance(step, Exchange)
         for message in (*step.sends, *step.receives)
     ]
-    sums = [step.cells for step in rank.steps if isinstance(step, ReduceGradients) and len(step.group) > 1]
+    sums: list[Sequence[Piece] | Sequence[Block]] = []
+    for step in rank.steps:
+        if isinstance(step, ReduceGradients) and len(step.group) > 1:
+            sums.append(step.cells)
+        elif isinstance(step, SumPartials):
+            sums.append(step.pieces[:1])
     # Each is half of a sum: gradients are sent and parts received, or parts sent and the whole received.
     halves = [
         tuple(chain(*step.parts))
