@@ -33,11 +33,14 @@ class Buckets:
         trained: The parameters that are trained.
         bucket_bytes: A bucket of at least this size is full. The first of each kind is full earlier, so that
             there is something to reduce while the backward pass goes on.
+        last: The operator whose backward pass comes last of those that complete cells here.
     """
 
-    def __init__(self, graph: OperatorGraph, cells: list[Cell], trained: set[int], bucket_bytes: int) -> None:
+    def __init__(
+        self, graph: OperatorGraph, cells: list[Cell], trained: set[int], bucket_bytes: int, last: int
+    ) -> None:
         self.graph = graph
-        self.bucket_bytes = bucket_bytes
+        self.bucket_bytes, self.last = bucket_bytes, last
         self.sizes: dict[tuple[tuple[int, ...], str], int] = {}
         self.open: dict[tuple[tuple[int, ...], str], list[Cell]] = {}
         self.by_operator: dict[int, list[Cell]] = {}

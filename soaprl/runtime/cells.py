@@ -5,13 +5,13 @@ the last contribution is there. Elements that no task reads (rows of a table tha
 held by the first rank that holds any of the tensor, so that weight decay reaches them as it should.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from soaprl.graph.operators import OperatorGraph, TensorRole
-from soaprl.runtime.boxes import merged, num_elements
+from soaprl.runtime.boxes import common, merged, num_elements
 from soaprl.runtime.layout import Tasks
 from soaprl.runtime.program import Block, Box
 
@@ -110,6 +110,26 @@ def _tensor_cells(
         )
         for label, box in merged(labels.reshape(sides), cuts)
     ]
+
+
+def completed_in(cell: Cell, readings: Iterable[Holding], places: Mapping[int, int]) -> Cell:
+    """A cell as some of the backward passes complete it.
+
+    Args:
+        cell: The cell.
+        readings: All readings of its tensor.
+        places: For each of these passes, by operator, how many come before it.
+    """
+    found = [
+        reading.operator
+        for reading in readings
+        if reading.contributes and reading.operator in places and _shares(reading.box, cell.block.box)
+    ]
+    return replace(cell, completed_by=max(found, key=places.__getitem__, default=-1))
+
+
+def _shares(first: Box, second: Box) -> bool:
+    return num_elements(common(first, second)) > 0
 
 
 def rank_blocks(cells: list[Cell], num_ranks: int, *, joined: bool = True) -> list[tuple[Block, ...]]:

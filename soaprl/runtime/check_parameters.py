@@ -131,20 +131,21 @@ class _TensorCheck:
         if self.program.options.clip_gradients:
             self._check_once("counted", held, np.full(self.sides, trained))
         several = num_readers > 1
-        self._check_groups("reduced", held, contributed & trained & several)
+        times = self.program.micro_batches if self.program.sharding.synchronizes_each_pass else 1
+        self._check_groups("reduced", held, times * (contributed & trained & several))
         if sharded:
-            self._check_parts(held, several, contributed & trained, trained=trained)
+            self._check_parts(held, several, times * (contributed & trained), trained=trained)
 
     def _check_parts(
-        self, held: list[_Counts], several: NDArray[np.bool_], reduced: NDArray[np.bool_], *, trained: bool
+        self, held: list[_Counts], several: NDArray[np.bool_], reduced: _Counts, *, trained: bool
     ) -> None:
         """What is sharded is scattered to those that own it, and gathered from them."""
         # Parameters that are themselves sharded are gathered as often as passes need them.
-        once = None if self.program.sharding is Sharding.ZERO3 else several & trained
+        once = None if self.program.sharding is Sharding.ZERO3 else 1 * (several & trained)
         self._check_groups("gathered", held, once)
         for rank in range(len(held)):
             owned = self._grid("owned", rank)
-            if (self._grid("scattered", rank) != (owned.astype(bool) & reduced & several)).any():
+            if (self._grid("scattered", rank) != owned * reduced * several).any():
                 raise self.wrong(rank, "the rank should get the gradients of exactly what it owns")
             gathered = sum((self._grid(key, rank) for key in self._groups("gathered")), 0 * owned)
             if (self._grid("given", rank) != owned * gathered).any():
@@ -162,8 +163,8 @@ class _TensorCheck:
         if (np.sum(counts, axis=0) != wanted).any():
             raise self.wrong(0, f"every element should be {what} on one rank")
 
-    def _check_groups(self, what: str, held: list[_Counts], wanted: NDArray[np.bool_] | None) -> None:
-        """Elements are `what` once (or however often) over exactly the ranks that hold them."""
+    def _check_groups(self, what: str, held: list[_Counts], wanted: _Counts | None) -> None:
+        """Elements are `what` so often (None: however often) over exactly the ranks that hold them."""
         for rank, holds in enumerate(held):
             total = np.zeros(self.sides, np.int64)
             for key in self._groups(what):
@@ -173,7 +174,7 @@ class _TensorCheck:
                 same = np.array(held).reshape(len(held), -1).astype(bool) == members[:, None]
                 if (count.reshape(-1).astype(bool) & ~same.all(axis=0)).any():
                     raise self.wrong(rank, f"{what} over {group}, which are not exactly its holders")
-            if wanted is not None and (total != (wanted & holds.astype(bool))).any():
+            if wanted is not None and (total != wanted * holds.astype(bool)).any():
                 raise self.wrong(rank, f"every element that several ranks hold should be {what} once")
 
 

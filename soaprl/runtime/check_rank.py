@@ -1,5 +1,6 @@
 """Checks one rank's program by following what is there: contents, gradients, finished tasks."""
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 
@@ -81,7 +82,9 @@ class _Follower:
         self.reduced: list[tuple[int, Block]] = []
         # Where parameters are sharded: the blocks that are not always there as a whole, and those that are.
         self.kept_in_parts = self._kept_in_parts()
-        self.gathered: set[Block] = set()
+        self.gathered: Counter[Block] = Counter()
+        each_time = program.sharding.synchronizes_each_pass
+        self.times_reduced = program.micro_batches if each_time else 1
         self.updates = any(isinstance(step, Update) for step in rank.steps)
         self.updated = False
 
@@ -348,9 +351,11 @@ class _Follower:
         if isinstance(step, ScatterGradients) is (self.program.sharding is Sharding.NONE):
             raise self.wrong(f"the strategy's sharding is {self.program.sharding.value!r}")
         for cell in cells:
-            for _, other in self.reduced:
-                if other.tensor == cell.tensor and num_elements(common(other.box, cell.box)):
-                    raise self.wrong(f"{self.graph.tensors[cell.tensor].name!r} is reduced twice")
+            before = sum(_shared_elements(other, cell) > 0 for _, other in self.reduced)
+            if before >= self.times_reduced:
+                raise self.wrong(f"{self.graph.tensors[cell.tensor].name!r} is reduced too often")
+            if before < self.times_reduced - 1:
+                continue
             late = {task for task in self._contributors(cell) if self.backward.get(task) != 0}
             if late:
                 raise self.wrong(f"the backward pass of {names(self.graph, late)} still has to contribute")
@@ -381,23 +386,23 @@ class _Follower:
         parts = list(chain(*step.parts))
         for block in self.kept_in_parts:
             found = sum(_shared_elements(block, part) for part in parts)
-            if found and (found != num_elements(block.box) or block in self.gathered):
+            if found and found != num_elements(block.box):
                 name = self.graph.tensors[block.tensor].name
-                raise self.wrong(f"#{step.id} brings only a part of {name!r}, or what is there")
+                raise self.wrong(f"#{step.id} brings only a part of {name!r}")
             if found:
-                self.gathered.add(block)
+                self.gathered[block] += 1
 
     def _release(self, step: ReleaseParameters) -> None:
         for block in step.blocks:
-            if block not in self.gathered:
+            if not self.gathered[block]:
                 raise self.wrong(f"{self.graph.tensors[block.tensor].name!r} was not gathered before")
-            self.gathered.discard(block)
+            self.gathered[block] -= 1
 
     def _parameters_are_there(self, step: Forward | Backward) -> None:
         operator, layout = self.graph.operators[step.operator], self.tasks[step.operator]
         for block in expected_blocks(operator.parameters, layout.parameters, step.part):
-            for held in self.kept_in_parts - self.gathered:
-                if _shared_elements(held, block):
+            for held in self.kept_in_parts:
+                if not self.gathered[held] and _shared_elements(held, block):
                     name = self.graph.tensors[held.tensor].name
                     raise self.wrong(f"{name!r} was neither kept whole nor gathered and awaited")
 
@@ -428,8 +433,8 @@ class _Follower:
                 raise wrong(f"nothing waits for #{step.id}, which brings something")
         if self.seeded != set(self.work.losses):
             raise wrong("the loss is not reduced")
-        if self.gathered:
-            first = min(self.graph.tensors[block.tensor].name for block in self.gathered)
+        if left := +self.gathered:
+            first = min(self.graph.tensors[block.tensor].name for block in left)
             raise wrong(f"{first!r} is gathered and never released")
 
     def _ran(self, task: _Task) -> bool:

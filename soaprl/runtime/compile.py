@@ -18,10 +18,10 @@ from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.buckets import Buckets, packed
-from soaprl.runtime.cells import Cell, Holding, parameter_cells, parameter_holdings, rank_blocks
+from soaprl.runtime.cells import Cell, completed_in, parameter_cells, parameter_holdings, rank_blocks
 from soaprl.runtime.deliveries import Partials, Route, find_deliveries
 from soaprl.runtime.exchanges import exchange_steps, total_bytes
-from soaprl.runtime.gathers import Pace, Pass, pace
+from soaprl.runtime.gathers import Group, Pace, Pass, pace
 from soaprl.runtime.layout import Tasks, graph_tasks
 from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.program import (
@@ -73,8 +73,7 @@ def compile_program(
         fingerprint: Of `graph`, where the caller already has it.
 
     Raises:
-        StrategyError: The strategy does not fit the graph or the number of ranks, or shards more than
-            optimizer state while it cuts the batch.
+        StrategyError: The strategy does not fit the graph or the number of ranks.
         GraphError: The graph has no loss of one element that an operator computes, or its batch cannot be cut
             into micro-batches.
     """
@@ -86,11 +85,6 @@ def compile_program(
             f" {named} processes, or search for a strategy for {num_ranks} devices"
         )
     check_strategy(graph, num_ranks, strategy)
-    if strategy.sharding.level > 1 and not strategy.is_whole:
-        raise StrategyError(
-            f"strategy for {graph.name!r}: with micro-batches expected sharding 'none' or 'zero1', found"
-            f" {strategy.sharding.value!r}."
-        )
     options = options or CompileOptions()
     work = unrolled(graph, strategy)
     check_strategy(work.graph, num_ranks, work.strategy)
@@ -126,9 +120,10 @@ class _Compiler:
         }
         self.sharding = strategy.sharding
         self.sharded = [cell for cell in self.cells if is_sharded(cell, self.sharding, self.trained)]
-        self.pace = self._paced(holdings)
-        # For each rank, the gather that brought or brings each of its sharded blocks, by tensor.
-        self.gathers: list[dict[int, list[tuple[Block, int]]]] = [{} for _ in self.everyone]
+        self.holdings, self.num_operators = holdings, len(graph.operators) // len(work.losses)
+        self.pace = self._paced()
+        # For each rank, its sharded blocks that are there or on their way, and what brings them.
+        self.gathers: list[dict[Group, list[tuple[Block, int]]]] = [{} for _ in self.everyone]
         self.steps: list[list[Step]] = [[] for _ in self.everyone]
         self.next_id = 0
         self.arrivals: list[dict[Piece, int]] = [{} for _ in self.everyone]
@@ -146,11 +141,10 @@ class _Compiler:
             if needed.constants:
                 self.steps[rank].append(MakeConstants(calls=needed.constants))
         self._after(None)
-        producers = [self._loss_operator(loss) for loss in self.work.losses]
-        num_operators, reduced = len(self.graph.operators) // len(producers), set[int]()
-        buckets = Buckets(self.graph, self.cells, self.trained, self.options.bucket_bytes)
+        producers, reduced = [self._loss_operator(loss) for loss in self.work.losses], set[int]()
+        buckets = self._buckets()
         for direction, operator in self.work.order:
-            micro_batch = operator // num_operators
+            micro_batch = operator // self.num_operators
             if direction == "forward":
                 self._forward(operator)
                 self._after((direction, operator))
@@ -158,11 +152,13 @@ class _Compiler:
             if micro_batch not in reduced:
                 reduced.add(micro_batch)
                 self._reduce_loss(producers[micro_batch], micro_batch)
+            filling = buckets[operator]
             if self.graph.operators[operator].has_backward:
                 self._backward(operator)
                 self._after((direction, operator))
-                self._reduce_cells(buckets.completed(operator))
-        self._reduce_cells(buckets.rest())
+                self._reduce_cells(filling.completed(operator))
+            if operator == filling.last:
+                self._reduce_cells(filling.rest())
         blocks = rank_blocks(self.cells, len(self.everyone), joined=self.sharding is not Sharding.ZERO3)
         owned = owned_blocks(self.cells, self.sharding, self.trained, len(self.everyone))
         updates = buffer_updates(self.graph, self.tasks)
@@ -183,29 +179,59 @@ class _Compiler:
             for rank in self.everyone
         )
 
-    def _paced(self, holdings: dict[int, list[Holding]]) -> Pace:
+    def _buckets(self) -> list[Buckets]:
+        """For each operator, where the cells wait that its backward pass completes.
+
+        All gradients of a cell add up before they are reduced, unless ranks keep parts of them: then they are
+        reduced after each micro-batch.
+        """
+        size, backward = self.options.bucket_bytes, [o for d, o in self.work.order if d == "backward"]
+        if not (self.sharding.synchronizes_each_pass and len(self.work.losses) > 1):
+            all_of_them = Buckets(self.graph, self.cells, self.trained, size, backward[-1])
+            return [all_of_them] * len(self.graph.operators)
+        found: list[Buckets] = []
+        for micro_batch in range(len(self.work.losses)):
+            mine = [o for o in backward if o // self.num_operators == micro_batch]
+            places = {operator: place for place, operator in enumerate(mine)}
+            cells = [completed_in(cell, self.holdings[cell.block.tensor], places) for cell in self.sharded]
+            found += [Buckets(self.graph, cells, self.trained, size, mine[-1])] * self.num_operators
+        return found
+
+    def _paced(self) -> Pace:
         """When parameters are gathered and given up; never where only their state is sharded."""
         if self.sharding is not Sharding.ZERO3:
             return Pace()
-        readers = {tensor: sorted({r.operator for r in found}) for tensor, found in holdings.items()}
+        readers: dict[Group, list[int]] = {}
+        for tensor, found in self.holdings.items():
+            for operator in sorted({holding.operator for holding in found}):
+                readers.setdefault((tensor, operator // self.num_operators), []).append(operator)
         has_backward = [operator.has_backward for operator in self.graph.operators]
-        return pace(readers, has_backward, self.options.prefetch)
+        return pace(readers, has_backward, self.options.prefetch, self.work.order, self.work.stages)
 
     def _after(self, passed: Pass | None) -> None:
         """Gives up and gathers what the pace has after a pass."""
-        released, gathered = (set(w.get(passed, ())) for w in (self.pace.released, self.pace.gathered))
-        for rank in self.everyone if released else ():
-            blocks = [c.block for c in self.sharded if rank in c.holders and c.block.tensor in released]
-            if blocks:
-                ids = [number for block in blocks for number in self._gathered(rank, block)]
-                step = ReleaseParameters(waits=self._new(rank, ids), blocks=tuple(blocks))
-                self.steps[rank].append(step)
-        self._gather(cell for cell in self.sharded if cell.block.tensor in gathered)
+        for tensor, micro_batch in self.pace.released.get(passed, ()):
+            for rank in self.everyone:
+                known = self.gathers[rank].pop((tensor, micro_batch), ())
+                if known:
+                    waits = self._new(rank, [number for _, number in known])
+                    blocks = tuple(block for block, _ in known)
+                    self.steps[rank].append(ReleaseParameters(waits=waits, blocks=blocks))
+        groups: dict[int, set[int]] = {}
+        for tensor, micro_batch in self.pace.gathered.get(passed, ()):
+            groups.setdefault(micro_batch, set()).add(tensor)
+        for micro_batch, tensors in groups.items():
+            self._gather((cell for cell in self.sharded if cell.block.tensor in tensors), micro_batch)
 
-    def _gathered(self, rank: int, block: Block) -> list[int]:
-        """The gathers that bring what a rank reads of a block."""
-        known = self.gathers[rank].get(block.tensor, ())
-        return [number for other, number in known if num_elements(common(block.box, other.box))]
+    def _gathered(self, rank: int, operator: int, blocks: Iterable[Block]) -> list[int]:
+        """The gathers that bring what a task of an operator reads of some blocks."""
+        micro_batch = operator // self.num_operators
+        return [
+            number
+            for block in blocks
+            for other, number in self.gathers[rank].get((block.tensor, micro_batch), ())
+            if num_elements(common(block.box, other.box))
+        ]
 
     def _id(self) -> int:
         self.next_id += 1
@@ -233,7 +259,7 @@ class _Compiler:
                 ids = [self.arrivals[rank][p] for p in pieces if p in self.arrivals[rank]]
                 ids += [combined[part]] if stage else []
                 parameters = _blocks(op.parameters, layout.parameters, part) if stage == 0 else ()
-                ids += [number for block in parameters for number in self._gathered(rank, block)]
+                ids += self._gathered(rank, operator, parameters)
                 self.steps[rank].append(
                     Forward(
                         operator=operator,
@@ -269,7 +295,7 @@ class _Compiler:
                 ids += [combined[part]] if part in combined else []
                 ids += self.summed_at.get((operator, part), [])
                 parameters = _blocks(op.parameters, layout.parameters, part)
-                ids += [number for block in parameters for number in self._gathered(rank, block)]
+                ids += self._gathered(rank, operator, parameters)
                 self.steps[rank].append(
                     Backward(operator=operator, part=part, stage=stage, waits=self._new(rank, ids))
                 )
@@ -383,16 +409,16 @@ class _Compiler:
             for rank in group:
                 self.reductions[rank].append(number)
 
-    def _gather(self, cells: Iterable[Cell]) -> None:
+    def _gather(self, cells: Iterable[Cell], micro_batch: int = 0) -> None:
         """Gathers cells, in as few steps as buckets have room for."""
         for bucket in packed(self.graph, cells, self.options.bucket_bytes):
             group, size = bucket[0].holders, total_bytes(self.graph, [cell.block for cell in bucket])
             step = GatherParameters(id=self._id(), group=group, parts=parts_by_holder(bucket), num_bytes=size)
             self._share(step, group)
-            for rank, cell in ((rank, cell) for rank in group for cell in bucket):
-                known = self.gathers[rank].setdefault(cell.block.tensor, [])
-                known[:] = [(block, n) for block, n in known if block != cell.block]
-                known.append((cell.block, step.id))
+            for rank in group:
+                for cell in bucket:
+                    known = self.gathers[rank].setdefault((cell.block.tensor, micro_batch), [])
+                    known.append((cell.block, step.id))
 
     def _update(self, held: list[tuple[Block, ...]], owned: list[tuple[Block, ...]]) -> None:
         """Each rank updates what it holds of what is trained or, where state is sharded, its parts of it."""

@@ -2,7 +2,8 @@
 
 Passes come in the order of the strategy's schedule; without one, all forward passes, then all backward
 passes in reverse. Parameters are shared by the copies, so that their gradients add up before they are reduced
-and the optimizer steps once: one pipeline stage with several micro-batches is gradient accumulation. The
+and the optimizer steps once: one pipeline stage with several micro-batches is gradient accumulation. Where
+ranks keep parts of gradients, these are reduced after each micro-batch instead, and add up in parts. The
 losses of the micro-batches, times a weight, add up to the loss of the batch. Batch normalization and dropout
 see micro-batches as batches of their own.
 """
@@ -24,6 +25,7 @@ class Unrolled:
         graph: The graph; parameters, buffers and constants have the indices of the original one.
         strategy: A configuration for each of its operators; the batch is not cut.
         order: All passes, as direction and operator.
+        stages: The stage of each operator.
         losses: The loss of each micro-batch.
         loss_weight: What each of them counts in the loss of the batch.
         origins: For each graph input of the original graph its tensor in each micro-batch; empty if the graph
@@ -33,6 +35,7 @@ class Unrolled:
     graph: OperatorGraph
     strategy: Strategy
     order: tuple[tuple[Direction, int], ...]
+    stages: tuple[int, ...]
     losses: tuple[int, ...]
     loss_weight: float
     origins: dict[int, tuple[int, tuple[int, ...]]]
@@ -61,7 +64,7 @@ def unrolled(graph: OperatorGraph, strategy: Strategy) -> Unrolled:
     Raises:
         GraphError: The batch cannot be cut so.
     """
-    number = strategy.micro_batches
+    number, stages = strategy.micro_batches, strategy.stages or (0,) * len(graph.operators)
     whole = replace(strategy, configs=strategy.configs * number, micro_batches=1, stages=())
     whole = replace(whole, schedule=Schedule.NONE)
     if number == 1:
@@ -69,6 +72,7 @@ def unrolled(graph: OperatorGraph, strategy: Strategy) -> Unrolled:
             graph=graph,
             strategy=whole,
             order=_order(graph, strategy),
+            stages=stages,
             losses=(graph.loss,),
             loss_weight=1.0,
             origins={},
@@ -79,6 +83,7 @@ def unrolled(graph: OperatorGraph, strategy: Strategy) -> Unrolled:
         graph=copies.graph,
         strategy=whole,
         order=_order(graph, strategy),
+        stages=stages * number,
         losses=copies.losses,
         loss_weight=loss_weight(graph, number),
         origins={

@@ -5,7 +5,9 @@ under ``zero1`` and ``zero2`` they are views of what tasks read; under ``zero3``
 it between passes, and what tasks read has memory only from a gather to a release.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -73,9 +75,10 @@ class RankParameters:
         updates = [step for step in program.steps if isinstance(step, Update)]
         self.updated = {block: self._updated(block) for step in updates for block in step.parameters}
         self._updated_of = _by_tensor(self.updated)
-        self._given_up = self._last_summands(program)
+        self._present: Counter[Block] = Counter()
+        self._taken = self._summed_blocks(program)
         self._filled = {
-            step.id: [self.blocks[block] for block in self._gathered if _overlaps(block, step.parts)]
+            step.id: [block for block in self._gathered if _overlaps(block, step.parts)]
             for step in program.steps
             if isinstance(step, GatherParameters)
         }
@@ -95,19 +98,19 @@ class RankParameters:
         """What the optimizer updates: something kept, or a view of it."""
         return self.kept[block] if block in self.kept else nn.Parameter(self._stored.read(block))
 
-    def _last_summands(self, program: RankProgram) -> dict[int, list[nn.Parameter]]:
-        """The parameters whose whole gradients nothing needs after a `ScatterGradients`, by its id."""
-        left = {block: num_elements(block.box) for block in self.blocks}
+    def _summed_blocks(self, program: RankProgram) -> dict[int, list[tuple[nn.Parameter, bool]]]:
+        """Whose gradients each `ScatterGradients` takes, by its id: each with whether it takes all of it."""
         held = _by_tensor(self.blocks)
-        found: dict[int, list[nn.Parameter]] = {}
+        found: dict[int, list[tuple[nn.Parameter, bool]]] = {}
         for step in program.steps:
-            if isinstance(step, ScatterGradients):
-                for part in (part for parts in step.parts for part in parts):
-                    for block, parameter in held[part.tensor]:
-                        shared = num_elements(common(block.box, part.box))
-                        left[block] -= shared
-                        if shared and not left[block]:
-                            found.setdefault(step.id, []).append(parameter)
+            if not isinstance(step, ScatterGradients):
+                continue
+            parts = list(chain(*step.parts))
+            for block, parameter in chain(*(held[t] for t in dict.fromkeys(part.tensor for part in parts))):
+                shares = (common(block.box, part.box) for part in parts if part.tensor == block.tensor)
+                taken = sum(num_elements(share) for share in shares)
+                if taken:
+                    found.setdefault(step.id, []).append((parameter, taken == num_elements(block.box)))
         return found
 
     # What tasks read.
@@ -152,10 +155,13 @@ class RankParameters:
     # Gradients.
 
     def clear(self) -> None:
-        """Forgets all gradients: they are zero."""
+        """Forgets all gradients: they are zero; and what an interrupted iteration may have left."""
         self._gradients.clear()
         for parameter in self.updated.values():
             parameter.grad = None
+        for block in self._present:
+            self.blocks[block].untyped_storage().resize_(0)
+        self._present.clear()
 
     def fill(self) -> None:
         """Completes the gradients of all that is updated; what nothing contributed to has zeros."""
@@ -199,19 +205,25 @@ class RankParameters:
     # Sharded state.
 
     def summands(self, step: ScatterGradients) -> list[Tensor]:
-        """This rank's gradients of the parts of all ranks; it keeps none that nothing else needs."""
-        found = [self._gradients.read(part) for parts in step.parts for part in parts]
-        for parameter in self._given_up.get(step.id, ()):
-            parameter.grad = None
+        """This rank's gradients of the parts of all ranks, which it then has no longer."""
+        parts, taken = list(chain(*step.parts)), self._taken[step.id]
+        found = [self._gradients.read(part) for part in parts]
+        if not all(whole for _, whole in taken):
+            found = [gradient.clone() for gradient in found]
+            self._gradients.write_zeros(parts)
+        for parameter, whole in taken:
+            if whole:
+                parameter.grad = None
         return found
 
     def enter_sums(self, step: ScatterGradients, totals: Sequence[Tensor]) -> None:
-        """Takes the sums of the gradients of its own parts, which may be kept."""
+        """Adds the sums of the gradients of its own parts, which may be kept."""
         for part, total in zip(self._own(step), totals, strict=True):
             for block, parameter in self._updated_of[part.tensor]:
                 shared = common(block.box, part.box)
                 if num_elements(shared):
-                    parameter.grad = total if shared == part.box else total[inside(shared, part.box)]
+                    own = total if shared == part.box else total[inside(shared, part.box)]
+                    parameter.grad = own if parameter.grad is None else parameter.grad.add_(own)
 
     def given(self, step: GatherParameters) -> list[Tensor]:
         """The content of its own parts."""
@@ -219,8 +231,9 @@ class RankParameters:
 
     def enter_gathered(self, step: GatherParameters, contents: Sequence[Tensor]) -> None:
         """Takes the content of the parts of all ranks."""
-        for parameter in self._filled[step.id]:
-            storage = parameter.untyped_storage()
+        for block in self._filled[step.id]:
+            self._present[block] += 1
+            storage, parameter = self.blocks[block].untyped_storage(), self.blocks[block]
             if not storage.nbytes():
                 storage.resize_(parameter.numel() * parameter.itemsize)
         parts = [(rank, part) for rank, parts in zip(step.group, step.parts, strict=True) for part in parts]
@@ -229,9 +242,11 @@ class RankParameters:
                 self._arriving.write(part, content)
 
     def release(self, step: ReleaseParameters) -> None:
-        """Gives up what was gathered."""
+        """Gives up what was gathered, unless it was gathered for another micro-batch, too."""
         for block in step.blocks:
-            self.blocks[block].untyped_storage().resize_(0)
+            self._present[block] -= 1
+            if not self._present[block]:
+                self.blocks[block].untyped_storage().resize_(0)
 
     def _own(self, step: ScatterGradients | GatherParameters) -> tuple[Block, ...]:
         return step.parts[step.group.index(self._rank)]

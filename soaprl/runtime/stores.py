@@ -1,6 +1,6 @@
 """Local content by box: parameters and inputs as blocks, regions made of pieces, gradients being summed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -128,6 +128,12 @@ class ParameterGradients:
             # The cells are kept, so that their id stays their own.
             self._wholes[id(cells)] = (cells, tuple(o[0][2] for o in found) if each else None)
         return self._wholes[id(cells)][1]
+
+    def write_zeros(self, blocks: Iterable[Block]) -> None:
+        """Sets the gradients of `blocks` to zero."""
+        for block in blocks:
+            for shared, box, parameter in self._overlapping(block):
+                _gradient_of(parameter)[inside(shared, box)] = 0
 
     def read(self, block: Block) -> Tensor:
         """The gradient of `block`: itself where one parameter has all of it, else put together."""

@@ -7,16 +7,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from soaprl.errors import ExecutionError, StrategyError
-from soaprl.graph.operators import OperatorGraph
+from soaprl.errors import ExecutionError
+from soaprl.graph.micro_batch import micro_batch
+from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.cells import Cell
 from soaprl.runtime.checkpoint import load_checkpoint, read_state_dict, save_checkpoint
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.gathers import pace
+from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
     Backward,
     Block,
@@ -30,13 +33,15 @@ from soaprl.runtime.program import (
 from soaprl.runtime.program_text import program_text
 from soaprl.runtime.sharding import cell_parts
 from soaprl.runtime.training import LogicalRuntime, graph_of_model, initialize
+from soaprl.simulator.micro_batches import program_order
+from soaprl.simulator.order import plain_order
 from soaprl.simulator.pacing import BACK_PACE, FORWARD_PACE, pace_groups
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
 from tests.runtime.checking import Case
 from tests.runtime.executing import random_strategy
 from tests.runtime.processes import run_processes
-from tests.runtime.test_micro_batches import Layers, pipeline
+from tests.runtime.test_micro_batches import Layers, pipeline, stages_of
 from tests.runtime.test_precision import autocast_losses, stack
 from tests.runtime.test_semantics import Words, split_by
 from tests.runtime.test_training import NUM_STEPS, adam, data_parallel, model_parallel, momentum, trained
@@ -133,20 +138,44 @@ def test_any_configurations_train_in_parts_as_in_one_process(sharding: Sharding)
         agree(runtime_of(module, data[0], strategy, graph), data, expected, f"strategy {number}: {strategy}")
 
 
-def test_micro_batches_shard_optimizer_state_and_nothing_else() -> None:
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_micro_batches_train_in_parts_as_the_whole_batch(sharding: Sharding) -> None:
     module, batch = Layers(), torch.randn(12, 6)
     graph = graph_of_model(module, (batch,))
     expected = trained(module, [(batch,)] * NUM_STEPS, adam)
-    for strategy in (
+    rng, part = random.Random(1), micro_batch(graph, 3)
+    case = Case(name="", factory=lambda b: (module, (batch,)))
+    strategies = [
         replace(data_parallel(graph, 3), micro_batches=2),
         replace(data_parallel(graph, 2), micro_batches=3, schedule=Schedule.ONE_F_ONE_B),
         pipeline(graph, 2, 3, Schedule.GPIPE),
-    ):
-        zero1 = replace(strategy, sharding=Sharding.ZERO1)
-        runtime = runtime_of(module, (batch,), zero1, graph)
-        agree(runtime, [(batch,)] * NUM_STEPS, expected, str(strategy.schedule))
-        with pytest.raises(StrategyError, match="expected sharding 'none' or 'zero1', found 'zero2'"):
-            compile_program(graph, replace(strategy, sharding=Sharding.ZERO2))
+    ]
+    for schedule in Schedule:
+        stages = () if schedule is Schedule.NONE else stages_of(graph, 2)
+        anywhere = random_strategy(part, 4, rng, case)
+        strategies.append(replace(anywhere, micro_batches=3, schedule=schedule, stages=stages))
+    for strategy in strategies:
+        runtime = runtime_of(module, (batch,), replace(strategy, sharding=sharding), graph)
+        agree(runtime, [(batch,)] * NUM_STEPS, expected, str(strategy))
+        whole = {id(p) for state in runtime.ranks.states for p in state.kept.values()}
+        for state in runtime.ranks.states:
+            others = (p for p in state.parameters.values() if id(p) not in whole)
+            assert all(p.untyped_storage().nbytes() == 0 for p in others)
+
+
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_tied_parameters_of_several_stages_add_up_over_micro_batches(sharding: Sharding) -> None:
+    """The table is read in the first and in the last stage, whose passes of micro-batches interleave."""
+    module, data = Words(), word_batches()
+    graph = graph_of_model(module, data[0])
+    expected = trained(module, data, momentum)
+    for count in (2, 4):
+        strategy = pipeline(graph, 2, count, Schedule.ONE_F_ONE_B)
+        split = data_parallel(micro_batch(graph, count), 2).configs
+        both = replace(strategy, configs=split, sharding=sharding)
+        agree(runtime_of(module, data[0], both, graph, optimizer=momentum), data, expected, str(count))
+        runtime = runtime_of(module, data[0], replace(strategy, sharding=sharding), graph, optimizer=momentum)
+        agree(runtime, data, expected, f"{count}, a stage on each rank")
 
 
 @pytest.mark.parametrize("sharding", SHARDED)
@@ -259,21 +288,45 @@ def test_parameters_are_gathered_as_far_ahead_as_the_simulator_has_it() -> None:
             for part in step.parts[1]:
                 gathered.setdefault(part.tensor, []).append(passed)
     readers = {t: [o for o, _ in uses] for t, uses in graph.consumers.items() if t in gathered}
-    rows, _ = pace_groups(list(readers.values()), [int(o.has_backward) for o in graph.operators], 2)
+    has_backward = np.array([int(o.has_backward) for o in graph.operators])
+    rows, _ = pace_groups(list(readers.values()), has_backward, 2, plain_order(n))
     assert len(gathered) == 12
     for tensor, row in zip(readers, rows, strict=True):
         assert gathered[tensor] == [row[FORWARD_PACE], row[BACK_PACE]], graph.tensors[tensor].name
 
 
+@pytest.mark.parametrize("schedule", [Schedule.GPIPE, Schedule.ONE_F_ONE_B])
+def test_parameters_are_gathered_for_each_micro_batch_as_the_simulator_has_it(schedule: Schedule) -> None:
+    module, batch = Layers(), torch.randn(12, 6)
+    graph = graph_of_model(module, (batch,))
+    work = unrolled(graph, pipeline(graph, 3, 4, schedule))
+    n, each = len(work.graph.operators), len(graph.operators)
+    readers = {
+        (t, k): [o for o, _ in uses if o // each == k]
+        for t, uses in work.graph.consumers.items()
+        for k in range(4)
+        if work.graph.tensors[t].role is TensorRole.PARAMETER
+    }
+    trained_here = [operator.has_backward for operator in work.graph.operators]
+    found = pace(readers, trained_here, 2, work.order, work.stages)
+    order = program_order(work.graph, (schedule, stages_of(graph, 3)), 4)
+    assert order is not None
+    rows, _ = pace_groups(list(readers.values()), np.array(trained_here, np.int64), 2, order)
+    for group, row in zip(readers, rows, strict=True):
+        after = [passed for passed, groups in found.gathered.items() for g in groups if g == group]
+        numbers = [-1 if p is None else p[1] + n * (p[0] == "backward") for p in after]
+        assert sorted(numbers) == sorted([row[FORWARD_PACE], row[BACK_PACE]]), group
+
+
 def test_gathers_come_after_the_last_reader_where_that_has_no_backward_pass() -> None:
-    found = pace({0: (0, 3), 1: (1,), 2: (2,)}, (True, True, True, False), 1)
-    assert found.gathered[None] == [0]
-    # For the backward pass: tensor 0 after that of operator 1, the others after what comes last before.
-    assert found.gathered["backward", 1] == [0]
-    assert found.released["forward", 3] == [0]
-    assert found.gathered["forward", 2] == [2]
-    late = pace({0: (0, 3)}, (True, True, True, False), 1)
-    assert late.gathered["forward", 3] == [0]
+    # Tensor 0 is read by operators 0 and 3, of which the last has no backward pass.
+    order = [("forward", k) for k in range(4)] + [("backward", k) for k in reversed(range(4))]
+    found = pace({(0, 0): (0, 3), (1, 0): (1,), (2, 0): (2,)}, (True, True, True, False), 1, order, (0,) * 4)
+    assert found.gathered[None] == [(0, 0)]
+    assert found.released["forward", 3] == [(0, 0)]
+    assert found.gathered["backward", 1] == [(0, 0)]
+    late = pace({(0, 0): (0, 3)}, (True, True, True, False), 2, order, (0,) * 4)
+    assert late.gathered == {None: [(0, 0)], ("forward", 3): [(0, 0)]}
 
 
 def test_released_parameters_were_gathered_by_the_same_rank() -> None:
