@@ -270,8 +270,9 @@ def bucket_without_a_holder(program: Program, rng: random.Random) -> Program | N
 
 def early_reduction(program: Program, rng: random.Random) -> Program | None:
     """Reduces before the contributions of one rank are there."""
-    found = places(program, ReduceGradients)
-    if not found:
+    found = places(program, ReduceGradients, ScatterGradients)
+    # What a micro-batch lacks when it is scattered, the next one has.
+    if not found or program.micro_batches > 1:
         return None
     rank, index = rng.choice(found)
     steps = list(program.ranks[rank].steps)

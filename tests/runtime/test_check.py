@@ -2,6 +2,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from soaprl.errors import ProgramError
 from soaprl.graph.capture import graph_from_factory
@@ -9,13 +10,17 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.program import CompileOptions, Exchange, Forward, Program
+from soaprl.runtime.training import graph_of_model
+from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases
 from tests.runtime.mutations import MUTATIONS, places, step_at, with_step
 from tests.runtime.random_models import random_model
+from tests.runtime.test_micro_batches import Layers
 from tests.runtime.test_partial_sums import by_hidden
 from tests.runtime.test_partial_sums import made as residual
+from tests.runtime.test_training import data_parallel
 
 NUM_PROGRAMS = 12
 
@@ -43,7 +48,12 @@ def programs() -> list[tuple[OperatorGraph, Program]]:
         made.append((graph, compile_program(graph, strategy, num_ranks=num_ranks, options=options)))
     # Random graphs hardly ever have partial results that a group both writes and reads.
     _, _, graph = residual()
-    return [*made, (graph, compile_program(graph, by_hidden(graph, 3), options=CompileOptions(sum_bytes=0)))]
+    made.append((graph, compile_program(graph, by_hidden(graph, 3), options=CompileOptions(sum_bytes=0))))
+    graph = graph_of_model(Layers(), (torch.randn(12, 6),))
+    for sharding, schedule in ((Sharding.ZERO2, Schedule.GPIPE), (Sharding.ZERO3, Schedule.ONE_F_ONE_B)):
+        strategy = replace(data_parallel(graph, 2), sharding=sharding, micro_batches=3, schedule=schedule)
+        made.append((graph, compile_program(graph, strategy)))
+    return made
 
 
 def test_what_the_compiler_makes_is_right(programs: list[tuple[OperatorGraph, Program]]) -> None:
