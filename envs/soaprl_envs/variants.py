@@ -24,7 +24,7 @@ class Variants:
         self._state = problem.options.state_per_parameter_byte
         types = problem.cluster.device_types
         self._num_types = len(types)
-        self._pools = OperatorPools(problem.graph, problem.cost, types)
+        self._pools = OperatorPools(problem.graph, problem.cost, types, task_s=problem.overheads.task_s)
         self.sync_pools = SyncPools(
             problem.graph, problem.cost, types, compression=problem.options.compression
         )

@@ -13,7 +13,12 @@ from soaprl.cli.output import print_json, print_table, progress_bar, say
 from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.devices import device_type as preset_type
 from soaprl.cluster.files import save_cluster
-from soaprl.cost.profiled.links import PairLink, measured_cluster, predicted_all_reduces
+from soaprl.cost.profiled.links import (
+    PairLink,
+    measured_cluster,
+    predicted_all_reduces,
+    with_collectives,
+)
 from soaprl.report.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -113,9 +118,10 @@ def _report(measured: "MeasuredLinks", device_type: str, path: Path) -> LinkRepo
         pair: PairLink(latency_s=line.latency_s, bandwidth_bytes_per_s=line.bandwidth_bytes_per_s)
         for pair, line in lines.items()
     }
-    cluster = measured_cluster(
+    links = measured_cluster(
         path.stem, measured.hosts, preset_type(device_type), pairs, provenance=provenance
     )
+    cluster = with_collectives(links, measured.sizes, measured.all_reduces_s)
     return LinkReport(measured=measured, cluster=cluster, path=path)
 
 
@@ -137,5 +143,5 @@ def _print(report: LinkReport) -> None:
             report.measured.sizes, report.measured.all_reduces_s, predicted, strict=True
         )
     ]
-    print_table("Sums over all ranks", ("bytes", "measured", "by these links", "ratio"), sums)
+    print_table("Sums over all ranks", ("bytes", "measured", "by the cluster", "ratio"), sums)
     say(f"soaprl: wrote {report.path}; name it with --cluster")

@@ -42,6 +42,15 @@ def validate(
             "--calibrate", help="Write the cluster with what the runtime takes for messages, fitted."
         ),
     ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            "--prefix", help="Words before the command of each process, {rank} for its number: a namespace."
+        ),
+    ] = "",
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Another cluster to predict the same runs for.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="Of the zoo models that have such an option."),
@@ -73,6 +82,8 @@ def validate(
         folder=out,
         seed=seed,
         calibrated=calibrate,
+        prefix=prefix,
+        compared=compare,
     )
     validation = run_validation(plan)
     write_validation(validation)

@@ -1,9 +1,10 @@
 """What `soaprl validate` does: chooses strategies, runs and simulates them, and writes what came of it."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -17,11 +18,14 @@ from soaprl.cli.inputs import Execution, ModelChoice, Prepared, prepare
 from soaprl.cli.known import known_method
 from soaprl.cli.output import progress_bar, say
 from soaprl.cli.searching import make_budget, ready_simulator, run_method
+from soaprl.cluster.cluster import Overheads
+from soaprl.cluster.files import load_cluster
 from soaprl.errors import ExecutionError, SearchError, SoaprlError, StrategyError
 from soaprl.graph.zoo import Option, zoo_models
-from soaprl.report.validation import Agreement, Point, agreement
+from soaprl.report.validation import RANDOM, Agreement, Point, agreement
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.problem import Problem
 from soaprl.simulator.result import simulate
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Strategy
@@ -29,9 +33,10 @@ from soaprl.strategy.strategy import Strategy
 if TYPE_CHECKING:
     from soaprl.runtime.launch_job import Job
     from soaprl.runtime.measuring.calibration import Load
+    from soaprl.runtime.measuring.runs import Run
 
 # Random strategies are of these kinds in turn: all operators drawn, or a few operators of data parallelism.
-_ALL, _FEW = "random", "changed data-parallel"
+_ALL, _FEW = RANDOM
 # How many are drawn for each that is wanted, at most: small models have few.
 _DRAWS = 20
 
@@ -53,11 +58,13 @@ class Plan:
     folder: Path
     seed: int
     calibrated: Path | None = None
+    prefix: str = ""
+    compared: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A strategy to run, who found it, and what it is predicted to take: in all, and of each device."""
+    """A strategy to run, who found it, and what it is predicted to take: in all, and of each processor."""
 
     found_by: str
     strategy: Strategy
@@ -73,6 +80,7 @@ class Validation:
     cost_model: str
     points: tuple[Point, ...]
     agreements: tuple[Agreement, ...]
+    compared: tuple[Agreement, ...]
     loads: "tuple[Load, ...]"
 
     def as_json(self) -> dict[str, Any]:
@@ -81,6 +89,7 @@ class Validation:
             "cluster": self.plan.cluster,
             "cost_model": self.cost_model,
             "models": [found.as_json() for found in self.agreements],
+            "compared": [found.as_json() for found in self.compared],
             "points": [
                 {
                     "model": point.model,
@@ -106,7 +115,7 @@ def run_validation(plan: Plan) -> Validation:
         check_writable(plan.calibrated)
     names = [method.name for method in chosen_methods(plan.methods)]
     points: list[Point] = []
-    agreements, cost_model = [], ""
+    agreements, compared, cost_model = [], list[Agreement](), ""
     loads: list[Load] = []
     for word in plan.models:
         prepared = prepare(_choice(word, plan.options), plan.cluster, plan.execution)
@@ -115,16 +124,41 @@ def run_validation(plan: Plan) -> Validation:
         chosen = choose(prepared, simulator, names, plan)
         found = _measured(prepared, chosen, plan)
         points += found
-        loads += _loads(prepared, chosen, found)
+        if plan.calibrated is not None:
+            loads += _loads(prepared, chosen, found)
         agreements.append(agreement(found[0].model, found))
+        if plan.compared is not None:
+            others = _predicted_otherwise(prepared, chosen, found, plan.compared)
+            compared.append(agreement(found[0].model, others))
         _write_worst(prepared, simulator, chosen, found, plan)
     return Validation(
         plan=plan,
         cost_model=cost_model,
         points=tuple(points),
         agreements=tuple(agreements),
+        compared=tuple(compared),
         loads=tuple(loads),
     )
+
+
+def _predicted_otherwise(
+    prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point], cluster: str
+) -> list[Point]:
+    """The points with what is predicted for another cluster."""
+    problem = replace(prepared.problem, cluster=load_cluster(cluster))
+    simulator = Simulator(problem)
+    found = []
+    for c, point in zip(chosen, points, strict=True):
+        predicted_s, busy_s = _predicted(problem, c.strategy, simulator)
+        found.append(replace(point, predicted_s=predicted_s, predicted_busy_s=busy_s))
+    return found
+
+
+def _predicted(problem: Problem, strategy: Strategy, simulator: Simulator) -> tuple[float, tuple[float, ...]]:
+    """Seconds of an iteration, and those that each processor works."""
+    simulated = simulate(problem, strategy, simulator=simulator)
+    busy_s = simulated.device_busy_s + simulated.device_message_s
+    return float(simulated.iteration_time_s), tuple(busy_s.tolist())
 
 
 def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]) -> "Iterator[Load]":
@@ -133,9 +167,12 @@ def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]
     from soaprl.runtime.measuring.calibration import Load, traffic
 
     problem = prepared.problem
+    bare = replace(problem, cluster=replace(problem.cluster, overheads=Overheads()))
+    simulator = Simulator(bare)
     for c, point in zip(chosen, points, strict=True):
         program = compile_program(problem.graph, c.strategy, num_ranks=problem.cluster.num_devices)
-        for sent, busy_s, ran_s in zip(traffic(problem.graph, program), c.busy_s, point.ran_s, strict=True):
+        tasks_s = simulate(bare, c.strategy, simulator=simulator).device_busy_s.tolist()
+        for sent, busy_s, ran_s in zip(traffic(problem.graph, program), tasks_s, point.ran_s, strict=True):
             yield Load(traffic=sent, predicted_s=busy_s, ran_s=ran_s)
 
 
@@ -161,7 +198,7 @@ def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan:
             say(f"soaprl: {name} is left out: {error}")
             continue
         if _runs(prepared, result.strategy):
-            found.setdefault(result.strategy, name)
+            found[result.strategy] = ", ".join(filter(None, [found.get(result.strategy), name]))
         else:
             say(f"soaprl: {name} is left out: the runtime cannot run what it found")
     for strategy, kind in islice(_random(prepared, plan.seed), _DRAWS * plan.num_strategies):
@@ -171,15 +208,8 @@ def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan:
             found[strategy] = kind
     chosen = []
     for strategy, kind in list(found.items())[: plan.num_strategies]:
-        simulated = simulate(prepared.problem, strategy, simulator=simulator)
-        chosen.append(
-            Chosen(
-                found_by=kind,
-                strategy=strategy,
-                predicted_s=float(simulated.iteration_time_s),
-                busy_s=tuple(simulated.device_busy_s.tolist()),
-            )
-        )
+        predicted_s, busy_s = _predicted(prepared.problem, strategy, simulator)
+        chosen.append(Chosen(found_by=kind, strategy=strategy, predicted_s=predicted_s, busy_s=busy_s))
     return chosen
 
 
@@ -236,12 +266,20 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
     content = repr((job, strategies)).encode()
     name = f"{_file_name(graph.name)}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     with _shown(graph.name) as listen:
-        runs = run_strategies(job, graph, strategies, plan.folder / name, repeats=plan.repeats, listen=listen)
+        runs = run_strategies(
+            job,
+            graph,
+            strategies,
+            plan.folder / name,
+            repeats=plan.repeats,
+            listen=listen,
+            prefix=plan.prefix,
+        )
     times: dict[int, list[float]] = {}
     ran: dict[int, list[tuple[float, ...]]] = {}
     for run in runs:
         times.setdefault(run.strategy, []).append(sorted(run.times_s)[len(run.times_s) // 2])
-        ran.setdefault(run.strategy, []).append(run.busy_s)
+        ran.setdefault(run.strategy, []).append(_ran(run))
     return [
         Point(
             model=Path(graph.name).name,
@@ -253,6 +291,13 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
         )
         for number, c in enumerate(chosen)
     ]
+
+
+def _ran(run: "Run") -> tuple[float, ...]:
+    """What the threads of each rank ran: those of libraries count where no other processors run them."""
+    if len(run.busy_s) < (os.cpu_count() or 1):
+        return run.busy_s
+    return tuple(own + helped for own, helped in zip(run.busy_s, run.helped_s, strict=True))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from soaprl.atomic import write_text_atomic
 from soaprl.cli.output import print_json, print_table, say
 from soaprl.cli.validating import Validation
 from soaprl.cluster.files import load_cluster, save_cluster
-from soaprl.cost.profiled.links import with_overheads
 from soaprl.report.units import format_seconds
 from soaprl.report.validation import COLUMNS, markdown, scatter, write_plot
 
@@ -26,7 +25,14 @@ def write_validation(validation: Validation) -> None:
     ]
     text = json.dumps(validation.as_json(), indent=2, allow_nan=False)
     write_text_atomic(plan.folder / "validation.json", f"{text}\n")
-    table = markdown(title, lines, validation.agreements, validation.points)
+    table = markdown(
+        title,
+        lines,
+        validation.agreements,
+        validation.points,
+        compared=validation.compared,
+        compared_with=Path(plan.compared or "").name,
+    )
     write_text_atomic(plan.folder / "validation.md", table)
     write_plot(scatter(title, validation.points), plan.folder / "validation.png")
 
@@ -40,20 +46,19 @@ def write_calibrated(validation: Validation) -> None:
 
     fitted = fit_overheads(validation.loads)
     today, machine = datetime.now(UTC).date().isoformat(), platform.node()
+    before = load_cluster(plan.cluster)
     provenance = (
-        f"+ 2 x {fitted.message_s * 1e6:.3g} us a message and 2 x {fitted.s_per_byte * 1e9:.3g} ns a byte of"
-        f" the runtime, calibrated {today} on {machine}"
+        f"calibrated {today} on {machine} from {len(validation.points)} runs of {len(plan.models)} models"
     )
-    # What sends and what receives work one after the other.
-    cluster = with_overheads(
-        load_cluster(plan.cluster), 2 * fitted.message_s, 2 * fitted.s_per_byte, provenance=provenance
+    cluster = replace(
+        before, name=plan.calibrated.stem, overheads=fitted.entered(before.overheads, provenance)
     )
-    save_cluster(replace(cluster, name=plan.calibrated.stem), plan.calibrated)
+    save_cluster(cluster, plan.calibrated)
     say(
         f"soaprl: the runtime takes of a rank {format_seconds(fitted.iteration_s)} an iteration,"
-        f" {format_seconds(fitted.message_s)} a message and {fitted.s_per_byte * 1e9:.3g} ns a byte: error of"
-        f" what ranks compute {fitted.error_before:.1%} without that, {fitted.error_after:.1%} with it; wrote"
-        f" {plan.calibrated}"
+        f" {format_seconds(fitted.task_s)} a pass of a task, {format_seconds(fitted.message_s)} a message and"
+        f" {fitted.message_s_per_byte * 1e9:.3g} ns a byte: error of what ranks run"
+        f" {fitted.error_before:.1%} without that, {fitted.error_after:.1%} with it; wrote {plan.calibrated}"
     )
 
 

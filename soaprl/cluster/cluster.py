@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 from soaprl.cluster.hub import HubRoutes, Route
 
+# Start of a collective before its first step: NCCL's ring algorithm, low-latency protocol (published in
+# its tuning table, 6.6 us; its other protocols start in 8.4 and 14 us).
+COLLECTIVE_BASE_S = 6.6e-6
 MAX_TABLE_DEVICES = 2048  # the table of routes grows with the square: 4 million routes here
 
 
@@ -87,6 +90,38 @@ class GivenAllReduce:
     busy_s: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What software takes beside the work of tasks and the time on wires; nothing, unless it was measured.
+
+    The processor of a device hands messages over, packs and unpacks them, and copies every byte where no
+    hardware does. Meanwhile it computes nothing: the overhead *o* of the LogP model (Culler et al. 1993), for
+    each message and for each byte.
+
+    Attributes:
+        task_s: Of each pass of a task: finding its regions, calling its kernels.
+        iteration_s: Of an iteration, on each device that trains.
+        message_s: Of a transfer or collective, for the processor at each of its ends.
+        message_s_per_byte: Of each byte that goes out or comes in, for the processor at that end.
+        collective_s: From the start of a collective to its first step.
+        collective_s_per_byte: Of each byte that a collective sums, beyond the time on its links.
+        provenance: Where the numbers come from.
+    """
+
+    task_s: float = 0.0
+    iteration_s: float = 0.0
+    message_s: float = 0.0
+    message_s_per_byte: float = 0.0
+    collective_s: float = COLLECTIVE_BASE_S
+    collective_s_per_byte: float = 0.0
+    provenance: str = ""
+
+    @property
+    def occupy(self) -> bool:
+        """Whether transfers take time of processors."""
+        return self.message_s > 0 or self.message_s_per_byte > 0
+
+
 class Routes(Protocol):
     """Something that reads like ``routes[i][j]``: a table of tuples, or `soaprl.cluster.hub.HubRoutes`."""
 
@@ -118,6 +153,7 @@ class Cluster:
         links: All directed links.
         routes: ``routes[i][j]`` are the indices of the links from device i to device j in order; empty for
             ``i == j``.
+        overheads: What software takes.
         all_reduces: For a cluster that stands for a larger one (`soaprl.simulator.folding`): all all-reduces
             that there will be. Empty: they follow from the routes.
     """
@@ -127,6 +163,7 @@ class Cluster:
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
     routes: Routes
+    overheads: Overheads = Overheads()
     all_reduces: tuple[GivenAllReduce, ...] = ()
 
     @property
@@ -158,6 +195,8 @@ class Cluster:
             "links": [[float(link.bandwidth_bytes_per_s), float(link.latency_s)] for link in self.links],
             "routes": self._routes_content(),
         }
+        if replace(self.overheads, provenance="") != Overheads():
+            content["overheads"] = [float(value) for value in astuple(self.overheads)[:-1]]
         if self.all_reduces:
             content["all_reduces"] = [astuple(given) for given in self.all_reduces]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,12 +1,13 @@
 """Clusters from and to files: YAML (or JSON, which is YAML), and the same as plain dictionaries."""
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
 
 from soaprl.atomic import write_text_atomic
-from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
+from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link, Overheads
 from soaprl.cluster.devices import device_type, device_type_names
 from soaprl.cluster.hub import HubRoutes, Route
 from soaprl.cluster.presets import FABRIC, cluster_from_name
@@ -95,7 +96,7 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, object]:
         raise ClusterError(f"cluster {cluster.name!r}: names of device types must differ; found {names}.")
     devices = {device.name for device in cluster.devices}
     ends = (end for link in cluster.links for end in (link.source, link.target))
-    return {
+    written: dict[str, object] = {
         "format": "soaprl-cluster",
         "version": 1,
         "name": cluster.name,
@@ -105,6 +106,9 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, object]:
         "links": [_link_to_dict(link) for link in cluster.links],
         "routes": _unusual_routes(cluster),
     }
+    if cluster.overheads != Overheads():
+        written["overheads"] = asdict(cluster.overheads)
+    return written
 
 
 def _build(file: FileSection) -> Cluster:
@@ -117,13 +121,14 @@ def _build(file: FileSection) -> Cluster:
         devices = [Device(name=d.name, node=d.node, type=types.index(d.type)) for d in listed]
         links = _build_links(file.links, [d.name for d in devices] + file.switches, prefix="")
         routes = _build_routes(file.routes, devices, len(links))
-    return connect(
+    cluster = connect(
         name=file.name,
         device_types=tuple(types.found),
         devices=tuple(devices),
         links=tuple(links),
         listed_routes=routes,
     )
+    return replace(cluster, overheads=Overheads(**file.overheads.model_dump()))
 
 
 def _read(path: Path, where: str) -> object:

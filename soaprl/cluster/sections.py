@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from soaprl.cluster.cluster import COLLECTIVE_BASE_S
 from soaprl.errors import ClusterError
 
 
@@ -155,6 +156,18 @@ class RouteSection(Section):
     links: Annotated[list[Index], Field(min_length=1)]
 
 
+class OverheadsSection(Section):
+    """What software takes; see `soaprl.cluster.cluster.Overheads`."""
+
+    task_s: NotNegative = 0.0
+    iteration_s: NotNegative = 0.0
+    message_s: NotNegative = 0.0
+    message_s_per_byte: NotNegative = 0.0
+    collective_s: NotNegative = COLLECTIVE_BASE_S
+    collective_s_per_byte: NotNegative = 0.0
+    provenance: str = ""
+
+
 class FileSection(Section):
     """The whole file."""
 
@@ -168,6 +181,7 @@ class FileSection(Section):
     switches: list[str] = []
     links: list[LinkSection] = []
     routes: list[RouteSection] = []
+    overheads: OverheadsSection = OverheadsSection()
 
     @model_validator(mode="after")
     def _one_form(self) -> "FileSection":

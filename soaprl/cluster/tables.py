@@ -5,16 +5,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from soaprl.cluster.cluster import MAX_TABLE_DEVICES, Cluster, GivenAllReduce
+from soaprl.cluster.cluster import MAX_TABLE_DEVICES, Cluster, GivenAllReduce, Overheads
 from soaprl.cluster.hub import GROUP, HubRoutes
 from soaprl.errors import ClusterError
 
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float64]
-
-# Start of a collective before its first step: NCCL's ring algorithm, low-latency protocol (published in
-# its tuning table, 6.6 us; its other protocols start in 8.4 and 14 us).
-COLLECTIVE_BASE_S = 6.6e-6
 
 
 class ClusterTables(NamedTuple):
@@ -35,6 +31,10 @@ class ClusterTables(NamedTuple):
         device_mesh: Shape [D]; devices with the same number are in one node, and each pair of them has a link
             of its own in each direction.
         collective_base_s: Time from the start of a collective to its first step.
+        collective_s_per_byte: See `soaprl.cluster.cluster.Overheads`.
+        iteration_s: Likewise.
+        message_s: Likewise.
+        message_s_per_byte: Likewise.
         hub: Shape [0, 5] in tables of all pairs. In `collective_tables` the `ends` of
             `soaprl.cluster.hub.HubRoutes`, and the arrays of routes are over its numbered routes.
         given: All-reduces whose times are given (`Cluster.all_reduces`): their number n; for each its number
@@ -55,6 +55,10 @@ class ClusterTables(NamedTuple):
     device_type: IntArray
     device_mesh: IntArray
     collective_base_s: float
+    collective_s_per_byte: float
+    iteration_s: float
+    message_s: float
+    message_s_per_byte: float
     hub: IntArray
     given: IntArray
     given_s: FloatArray
@@ -63,8 +67,8 @@ class ClusterTables(NamedTuple):
 def cluster_tables(cluster: Cluster, *, paper: bool = False) -> ClusterTables:
     """The arrays of `cluster`, with the routes of all pairs of devices.
 
-    With `paper` every latency is 0, of links and of collectives: a transfer of s bytes over a link of
-    bandwidth b takes s / b and nothing else (assumptions A2 and A4 of the paper).
+    With `paper` every latency and overhead is 0: a transfer of s bytes over a link of bandwidth b takes s / b
+    and nothing else (assumptions A2 and A4 of the paper).
 
     Raises:
         ClusterError: The cluster is too large for the routes of all pairs.
@@ -96,6 +100,7 @@ def _tables(
     latency = np.array([0.0 if paper else link.latency_s for link in cluster.links], np.float64)
     nodes = np.array([device.node for device in cluster.devices], np.int64)
     given, given_s = _given(cluster.all_reduces)
+    overheads = Overheads(collective_s=0.0) if paper else cluster.overheads
     return ClusterTables(
         num_devices=cluster.num_devices,
         route_offsets=offsets,
@@ -107,7 +112,11 @@ def _tables(
         device_node=np.unique(nodes, return_inverse=True)[1].astype(np.int64),
         device_type=np.array([device.type for device in cluster.devices], np.int64),
         device_mesh=_meshes(cluster),
-        collective_base_s=0.0 if paper else COLLECTIVE_BASE_S,
+        collective_base_s=overheads.collective_s,
+        collective_s_per_byte=overheads.collective_s_per_byte,
+        iteration_s=overheads.iteration_s,
+        message_s=overheads.message_s,
+        message_s_per_byte=overheads.message_s_per_byte,
         hub=hub,
         given=given,
         given_s=given_s,

@@ -6,7 +6,9 @@ link, and occupies each link for s / (its own b). Implemented in `transfer_time`
 A collective is a number of rounds in which devices send pieces over their routes at the same time. With
 ``busy(l)`` the bytes that all rounds put on link l, divided by its bandwidth,
 
-    time = base + (sum over rounds of the slowest route's latency) + (max over links of busy(l))
+    time = base + extra * s + (sum over rounds of the slowest route's latency) + (max over links of busy(l))
+
+with s the bytes that each device has in the end, and `extra` what software takes for each of them.
 
 Routes that share a link (a NIC, a PCIe uplink) therefore wait for each other. Large messages are cut into
 pieces that follow each other, so phases on different links overlap and the busiest link alone decides.
@@ -281,7 +283,8 @@ def _plan(
         latency = _tree(tables, scratch, row, members, num_members, num_bytes)
     else:
         latency = _mesh(tables, scratch, row, members, 0, num_members, num_bytes, passes)
-    return tables.collective_base_s + latency + _busiest(scratch, row)
+    software_s = tables.collective_base_s + num_bytes * tables.collective_s_per_byte
+    return software_s + latency + _busiest(scratch, row)
 
 
 @inner_kernel
@@ -407,7 +410,8 @@ def all_to_all(
     if num_members < 2 or num_bytes <= 0:
         return 0.0, 0, _NONE
     latency = _mesh(tables, scratch, 0, members, 0, num_members, num_bytes, 1)
-    time_s = tables.collective_base_s + latency + _busiest(scratch, 0)
+    software_s = tables.collective_base_s + num_bytes * tables.collective_s_per_byte
+    time_s = software_s + latency + _busiest(scratch, 0)
     return time_s, _finish(scratch, 0, links, busy_s), _PAIRWISE
 
 

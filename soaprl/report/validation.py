@@ -14,6 +14,8 @@ from soaprl.report.units import format_seconds
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# How strategies that no method found were drawn: all operators, or a few operators of data parallelism.
+RANDOM = ("random", "changed data-parallel")
 COLUMNS = (
     "model",
     "strategies",
@@ -221,8 +223,30 @@ def scatter(title: str, points: Sequence[Point]) -> "Figure":
     return figure
 
 
+def method_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """What methods found for each model, the fastest measured first."""
+    found = [point for point in points if point.found_by not in RANDOM]
+    best = {p.model: p.measured_s for p in sorted(found, key=lambda p: -p.measured_s)}
+    return [
+        (
+            p.model,
+            p.found_by,
+            format_seconds(p.measured_s),
+            format_seconds(p.predicted_s),
+            "fastest" if p.measured_s == best[p.model] else f"{p.measured_s / best[p.model] - 1:+.1%}",
+        )
+        for p in sorted(found, key=lambda p: (p.model, p.measured_s))
+    ]
+
+
 def markdown(
-    title: str, lines: Sequence[str], agreements: Sequence[Agreement], points: Sequence[Point]
+    title: str,
+    lines: Sequence[str],
+    agreements: Sequence[Agreement],
+    points: Sequence[Point],
+    *,
+    compared: Sequence[Agreement] = (),
+    compared_with: str = "",
 ) -> str:
     """The agreement of all models, and every strategy, as Markdown tables.
 
@@ -231,6 +255,8 @@ def markdown(
         lines: What was measured on, with which command.
         agreements: One for each model.
         points: All strategies.
+        compared: The agreement with what is predicted for another cluster.
+        compared_with: The name of that cluster.
     """
     columns = ("model", "found by", "measured", "predicted", "error")
     rows = [
@@ -238,6 +264,15 @@ def markdown(
         for p in sorted(points, key=lambda p: (p.model, p.measured_s))
     ]
     parts = [f"# {title}", *lines, _table(COLUMNS, [a.row for a in agreements])]
+    if compared:
+        parts += [
+            f"## The same runs, predicted for {compared_with}",
+            _table(COLUMNS, [a.row for a in compared]),
+        ]
+    methods = method_rows(points)
+    if methods:
+        names = ("model", "method", "measured", "predicted", "against the fastest")
+        parts += ["## What methods found", _table(names, methods)]
     return "\n\n".join([*parts, "## Every strategy", _table(columns, rows)]) + "\n"
 
 

@@ -30,7 +30,9 @@ class Patterns:
         self._groups_per_copy = len(self._index.groups) // apart
         device_types = problem.cluster.device_types
         self._num_types = len(device_types)
-        self._operator_pools = OperatorPools(problem.graph, problem.cost, device_types)
+        self._operator_pools = OperatorPools(
+            problem.graph, problem.cost, device_types, task_s=problem.overheads.task_s
+        )
         self._sync_pools = SyncPools(
             problem.graph,
             problem.cost,

@@ -122,6 +122,7 @@ class Engine:
     ) -> None:
         self.problem, self.sharding = problem, sharding
         self.num_copies, self.ordered = num_copies, order is not None
+        self._occupies = problem.overheads.occupy
         graph, cluster, options = problem.graph, problem.cluster, problem.options
         if sharding is not Sharding.NONE and options.paper:
             raise SimulationError(
@@ -400,8 +401,9 @@ class Engine:
         """Keeps the schedule of the strategy at hand, so that those of small changes are made faster.
 
         Not where tasks wait for gathers of sharded parameters or for their turn: they are in no run.
+        Nor where transfers take time of devices, which they may do in the middle of a run.
         """
-        if self.sharding is Sharding.ZERO3 or self.ordered:
+        if self.sharding is Sharding.ZERO3 or self.ordered or self._occupies:
             return
         self._perform(KEEP_SCHEDULE)
 

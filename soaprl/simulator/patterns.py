@@ -116,10 +116,24 @@ class EdgePattern:
 
 
 class OperatorPools:
-    """The pools of operator and edge patterns."""
+    """The pools of operator and edge patterns.
 
-    def __init__(self, graph: OperatorGraph, cost: CostModel, device_types: tuple[DeviceType, ...]) -> None:
-        self._graph = graph
+    Args:
+        graph: The graph.
+        cost: Times of tasks.
+        device_types: Of the cluster.
+        task_s: What is added to each pass of a task.
+    """
+
+    def __init__(
+        self,
+        graph: OperatorGraph,
+        cost: CostModel,
+        device_types: tuple[DeviceType, ...],
+        *,
+        task_s: float = 0.0,
+    ) -> None:
+        self._graph, self._task_s = graph, task_s
         self._cost = cost
         self._device_types = device_types
         self.forward_s = Pool(np.float64)
@@ -196,7 +210,8 @@ class OperatorPools:
             output_bytes=sizes[first_output:first_buffer],
         )
         times = [self._cost.task_time(self._graph, operator, shard, t) for t in self._device_types]
-        return [t.forward_s for t in times], [t.backward_s for t in times]
+        back_s = self._task_s if operator.has_backward else 0.0
+        return [t.forward_s + self._task_s for t in times], [t.backward_s + back_s for t in times]
 
     def _other_memory(
         self, operator: Operator, extents: IntArray, num_bytes: IntArray

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.cluster import Cluster, Overheads
 from soaprl.cost.compression import Compression, find_compression
 from soaprl.cost.model import CostModel
 from soaprl.cost.optimizers import optimizer_facts
@@ -69,3 +69,8 @@ class Problem:
     cluster: Cluster
     cost: CostModel
     options: SimulationOptions = field(default_factory=SimulationOptions)
+
+    @property
+    def overheads(self) -> Overheads:
+        """What software takes: nothing under the paper's assumptions (A4), else what the cluster says."""
+        return Overheads(collective_s=0.0) if self.options.paper else self.cluster.overheads

@@ -17,6 +17,7 @@ from soaprl.simulator.timeline import (
     Timeline,
     critical_path,
     dependencies,
+    message_work,
     occupations,
     task_ids,
     timeline,
@@ -63,7 +64,9 @@ class SimulationResult:
         tasks: When each task ran.
         critical_path: Indices of tasks, first to last; see `soaprl.simulator.timeline.critical_path`.
         occupations: When each link was busy with which task.
-        device_busy_s: Shape [devices].
+        device_busy_s: Shape [devices]; seconds that tasks and updates take.
+        device_message_s: Shape [devices]; seconds that messages take of its processor
+            (`soaprl.cluster.cluster.Overheads`).
         link_busy_s: Shape [links].
         link_bytes: Shape [links]; bytes that crossed each link.
         activation_bytes: Bytes of activations sent.
@@ -81,6 +84,7 @@ class SimulationResult:
     critical_path: IntArray
     occupations: Occupations
     device_busy_s: FloatArray
+    device_message_s: FloatArray
     link_busy_s: FloatArray
     link_bytes: FloatArray
     activation_bytes: int
@@ -146,7 +150,7 @@ def describe(
     """Everything about `strategy`, which is the one at hand in `engine` and just simulated."""
     ids = task_ids(engine)
     tasks = timeline(engine, ids)
-    used = occupations(engine, ids, tasks)
+    used, taken = occupations(engine, ids, tasks), message_work(engine, ids, tasks)
     bandwidth = engine.tables.link_bandwidth_bytes_per_s
     link_busy_s = np.asarray(np.bincount(used.link, used.busy_s, len(bandwidth)), np.float64)
     totals = engine.graph.work.totals
@@ -158,9 +162,12 @@ def describe(
         iteration_time_s=evaluation.iteration_time_s,
         feasible=evaluation.feasible,
         tasks=tasks,
-        critical_path=critical_path(tasks, dependencies(engine, ids), used, engine.tables),
+        critical_path=critical_path(tasks, dependencies(engine, ids), used, taken, engine.tables),
         occupations=used,
         device_busy_s=_device_busy(tasks, problem.cluster.num_devices),
+        device_message_s=np.asarray(
+            np.bincount(taken.device, taken.time_s, problem.cluster.num_devices), np.float64
+        ),
         link_busy_s=link_busy_s,
         link_bytes=link_busy_s * bandwidth,
         activation_bytes=int(totals[ACTIVATION_BYTES]),

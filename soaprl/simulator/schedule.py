@@ -6,6 +6,8 @@ The task that becomes ready first is dispatched first (`soaprl.simulator.queue`)
 - A transfer starts when it is ready and all links of its route are free. Each link is busy for bytes over its
   own bandwidth; the transfer ends after the latency and bytes over the narrowest bandwidth.
 - A collective starts when it is ready and all its links are free; each is busy for as long as its plan says.
+- Where messages cost processor time (`soaprl.cluster.cluster.Overheads`), a transfer or collective that
+  is ready takes it from the devices at its ends: what they do next starts so much later.
 
 A search that only asks whether an iteration takes longer than a limit need not see its end: when a device is
 done with a task, it still has all its other tasks to do. If that alone passes the limit, the schedule stops.
@@ -17,7 +19,7 @@ from soaprl.cluster.tables import ClusterTables
 from soaprl.cost.kernels import inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.queue import Queue, begin_queue, enqueue, next_task
-from soaprl.simulator.state import NUM_TASKS, Blocks, Layout, Plans, Workspace
+from soaprl.simulator.state import NUM_TASKS, SHARDING, Blocks, Layout, Plans, Workspace
 
 
 @inner_kernel
@@ -51,6 +53,7 @@ def schedule(
     resource, duration_s, dispatched = work.resource, work.duration_s, queue.dispatched
     device_free_s, remaining_s, num_devices = queue.device_free_s, queue.remaining_s, tables.num_devices
     num_tasks, first_plan = work.totals[NUM_TASKS], num_devices * (num_devices + 1)
+    occupy = tables.message_s > 0.0 or tables.message_s_per_byte > 0.0
     free_resources(tables, work, queue)
     begin_queue(layout, blocks, work, queue, num_tasks, horizon_s)
     makespan_s, done = 0.0, 0
@@ -72,8 +75,14 @@ def schedule(
                 return np.inf
         elif on < first_plan:
             begun_s = send(tables, plans, queue, on - num_devices, begun_s, work.num_bytes[task])
+            if occupy:
+                _occupy_ends(tables, queue, on - num_devices, ready_s[task], work.num_bytes[task])
         else:
             begun_s = reduce(plans, queue, on - first_plan, begun_s)
+            if occupy:
+                _occupy_holders(
+                    tables, plans, work, queue, on - first_plan, ready_s[task], work.num_bytes[task]
+                )
         ended_s = begun_s + duration_s[task]
         start_s[task], finish_s[task] = begun_s, ended_s
         makespan_s = max(makespan_s, ended_s)
@@ -143,3 +152,31 @@ def settle(plans: Plans, queue: Queue) -> None:
     for k in range(begin, begin + plans.num_links[last]):
         queue.link_free_s[plans.links[k]] = start_s + plans.busy_s[k]
     queue.last_plan[0] = -1
+
+
+@inner_kernel
+def _occupy_ends(tables: ClusterTables, queue: Queue, route: int, ready_s: float, num_bytes: int) -> None:
+    """Takes the processor time of a transfer from its two devices."""
+    taken_s = in_ticks(tables.message_s + num_bytes * tables.message_s_per_byte)
+    for device in (route // tables.num_devices, route % tables.num_devices):
+        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taken_s
+
+
+@inner_kernel
+def _occupy_holders(
+    tables: ClusterTables,
+    plans: Plans,
+    work: Workspace,
+    queue: Queue,
+    plan: int,
+    ready_s: float,
+    num_bytes: int,
+) -> None:
+    """Takes the processor time of a collective from its devices: each sends and receives as in a ring."""
+    first, count = plans.holder_begin[plan], plans.num_holders[plan]
+    passes = 1 if work.totals[SHARDING] else 2
+    moved = 2 * passes * (count - 1) * num_bytes / count
+    taken_s = in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    for i in range(first, first + count):
+        device = plans.holders[i]
+        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taken_s

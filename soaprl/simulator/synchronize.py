@@ -304,7 +304,7 @@ def enter_updates(
     for device in range(tables.num_devices):
         task = work.totals[UPDATE_ID] + device
         work.resource[task] = device
-        work.duration_s[task] = work.update_s[device]
+        work.duration_s[task] = work.update_s[device] + in_ticks(tables.iteration_s)
         work.num_bytes[task] = 0
         work.successor_begin[task] = 0
         work.successor_end[task] = 0

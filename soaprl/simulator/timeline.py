@@ -91,6 +91,21 @@ class Occupations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageWork:
+    """What transfers and collectives take of the processors of devices.
+
+    Attributes:
+        begin: Shape [tasks + 1]; where the entries of each task begin.
+        device: From which device.
+        time_s: How long.
+    """
+
+    begin: IntArray
+    device: IntArray
+    time_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
     """The edges of the task graph, as indices into a `Timeline`."""
 
@@ -196,10 +211,38 @@ def occupations(engine: Engine, ids: IntArray, tasks: Timeline) -> Occupations:
     )
 
 
-def critical_path(tasks: Timeline, edges: Dependencies, used: Occupations, tables: ClusterTables) -> IntArray:
+def message_work(engine: Engine, ids: IntArray, tasks: Timeline) -> MessageWork:
+    """The processor time that the tasks with `ids` take from the devices at their ends."""
+    tables, plans, work = engine.tables, engine.graph.plans, engine.graph.work
+    num_devices, count = tables.num_devices, np.zeros(tasks.num_tasks, np.int64)
+    route = tasks.resource - num_devices
+    occupies = engine.problem.overheads.occupy
+    sends = np.flatnonzero(occupies & (route >= 0) & (route < num_devices**2))
+    sums = np.flatnonzero(occupies & (route >= num_devices**2))
+    plan = work.resource[ids[sums]] - num_devices - num_devices**2
+    holders = plans.num_holders[plan]
+    count[sends], count[sums] = 2, holders
+    moved = tasks.num_bytes.astype(np.float64)
+    moved[sums] *= 2 * (1 if work.totals[SHARDING] else 2) * (holders - 1) / np.maximum(holders, 1)
+    ends = np.stack([tasks.source, tasks.target], axis=1)[sends].ravel()
+    device = np.concatenate([ends, plans.holders[_ranges(plans.holder_begin[plan], holders)]])
+    task = np.concatenate([np.repeat(sends, 2), np.repeat(sums, holders)])
+    order = np.argsort(task, kind="stable")
+    taken_s = all_in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    return MessageWork(
+        begin=np.concatenate([np.zeros(1, np.int64), np.cumsum(count)]),
+        device=device[order],
+        time_s=taken_s[task[order]],
+    )
+
+
+def critical_path(
+    tasks: Timeline, edges: Dependencies, used: Occupations, taken: MessageWork, tables: ClusterTables
+) -> IntArray:
     """A chain of tasks that explains the iteration time, first to last.
 
-    Each task starts when the one before it ends (a predecessor) or frees a resource both need.
+    Each task starts when the one before it ends (a predecessor) or frees a resource both need. A device is
+    needed by the messages that take time of it.
     """
     cause = np.full(tasks.num_tasks, -1, np.int64)
     last = tasks.finish_s[edges.before] == tasks.ready_s[edges.after]
@@ -214,11 +257,16 @@ def critical_path(tasks: Timeline, edges: Dependencies, used: Occupations, table
         order,
         tasks.ready_s,
         tasks.start_s,
+        tasks.finish_s,
         np.where(computes, tasks.resource, -1),
         begin,
         used.link[by_task],
         used.busy_s[by_task],
+        taken.begin,
+        taken.device,
+        taken.time_s,
         np.zeros(tables.num_devices, np.int64),
+        np.zeros(tables.num_devices, np.float64),
         np.zeros(len(tables.link_latency_s), np.int64),
         np.zeros(len(tables.link_latency_s), np.float64),
         cause,
@@ -234,11 +282,16 @@ def _blame_resources(
     order: IntArray,
     ready_s: FloatArray,
     start_s: FloatArray,
+    finish_s: FloatArray,
     device: IntArray,
     begin: IntArray,
     links: IntArray,
     busy_s: FloatArray,
+    taken_begin: IntArray,
+    taken_device: IntArray,
+    taken_s: FloatArray,
     device_user: IntArray,
+    device_free_s: FloatArray,
     link_user: IntArray,
     link_free_s: FloatArray,
     cause: IntArray,
@@ -249,13 +302,18 @@ def _blame_resources(
         if device[task] >= 0:
             if waited:
                 cause[task] = device_user[device[task]]
-            device_user[device[task]] = task
+            device_user[device[task]], device_free_s[device[task]] = task, finish_s[task]
         for k in range(begin[task], begin[task + 1]):
             link = links[k]
             if waited and link_free_s[link] == start_s[task]:
                 cause[task] = link_user[link]
             link_free_s[link] = start_s[task] + busy_s[k]
             link_user[link] = task
+        for k in range(taken_begin[task], taken_begin[task + 1]):
+            other = taken_device[k]
+            if device_free_s[other] <= ready_s[task]:
+                device_user[other], device_free_s[other] = task, ready_s[task]
+            device_free_s[other] += taken_s[k]
 
 
 def _first_readers(engine: Engine) -> IntArray:

@@ -37,7 +37,7 @@ def test_strategies_run_once_beside_their_simulation_and_a_second_call_goes_on_f
     assert len(points) == 4
     assert all(len(p["ran_s"]) == len(p["predicted_busy_s"]) == 2 for p in points)
     assert load_cluster(calibrated).num_devices == 2
-    assert "calibrated" in load_cluster(calibrated).links[0].provenance
+    assert "calibrated" in load_cluster(calibrated).overheads.provenance
     assert points[0]["found_by"] == "data-parallel"
     assert [p["repeats_s"] for p in points] == [
         [line["times_s"][0] for line in lines if line["strategy"] == s] for s in range(4)

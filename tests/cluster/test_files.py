@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
+from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link, Overheads
 from soaprl.cluster.devices import device_type
 from soaprl.cluster.files import cluster_from_dict, cluster_to_dict, load_cluster, save_cluster
 from soaprl.cluster.presets import cluster_from_name
@@ -135,8 +136,23 @@ def clusters(draw: st.DrawFn) -> Cluster:
         )
     path = st.lists(st.integers(0, len(links) - 1), min_size=1, max_size=3).map(tuple)
     routes = tuple(tuple(() if i == j else draw(path) for j in range(count)) for i in range(count))
+    seconds = st.floats(0, 1)
+    overheads = Overheads(
+        task_s=draw(seconds),
+        iteration_s=draw(seconds),
+        message_s=draw(seconds),
+        message_s_per_byte=draw(seconds),
+        collective_s=draw(seconds),
+        collective_s_per_byte=draw(seconds),
+        provenance="calibrated",
+    )
     return Cluster(
-        name="random", device_types=tuple(types), devices=tuple(devices), links=tuple(links), routes=routes
+        name="random",
+        device_types=tuple(types),
+        devices=tuple(devices),
+        links=tuple(links),
+        routes=routes,
+        overheads=draw(st.sampled_from([Overheads(), overheads])),
     )
 
 
@@ -147,6 +163,15 @@ def test_any_cluster_survives_a_round_trip(cluster: Cluster) -> None:
     loaded = cluster_from_dict(yaml.safe_load(text))
     assert loaded == cluster
     assert loaded.fingerprint == cluster.fingerprint
+
+
+def test_overheads_are_a_part_of_the_fingerprint_and_where_they_are_from_is_not() -> None:
+    plain = cluster_from_name("cpu-1x2")
+    slower = replace(plain, overheads=Overheads(task_s=1e-5))
+    assert slower.fingerprint != plain.fingerprint
+    known = replace(slower, overheads=Overheads(task_s=1e-5, provenance="calibrated"))
+    assert known.fingerprint == slower.fingerprint
+    assert replace(plain, overheads=Overheads(provenance="guessed")).fingerprint == plain.fingerprint
 
 
 def test_two_device_types_of_one_name_cannot_be_written() -> None:
@@ -208,6 +233,11 @@ WRONG: list[tuple[dict[str, Any], type[SoaprlError], str]] = [
         topology_file({"kind": "pairs", "latency_s": 0}),
         ClusterError,
         r"nodes\[0\]\.topology\.bandwidth_bytes_per_s: expected this key, found none",
+    ),
+    (
+        cluster_file(overheads={"message_s": -1}),
+        ClusterError,
+        r"overheads\.message_s: expected greater than or equal to 0, found -1",
     ),
     (cluster_file(node=[]), ClusterError, r"unknown key 'node'\. Did you mean 'nodes'\?"),
     (cluster_file(nodes=[switch_node(count=10**9)]), ClusterError, "at most 16384 devices, found 2000000000"),

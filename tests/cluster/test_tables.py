@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from soaprl.cluster.cluster import COLLECTIVE_BASE_S
 from soaprl.cluster.presets import cluster_from_name
-from soaprl.cluster.tables import COLLECTIVE_BASE_S, cluster_tables
+from soaprl.cluster.tables import cluster_tables
 
 
 @pytest.mark.parametrize("name", ["k80-2x4", "p100-2x2", "a100-1x1", "v100-1x8"])

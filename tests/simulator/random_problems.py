@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.cluster import Cluster, Overheads
 from soaprl.cost.compression import compression_names
 from soaprl.graph.micro_batch import micro_batch
 from soaprl.graph.operators import OperatorGraph
@@ -39,7 +39,7 @@ def random_graph(rng: random.Random, *, num_operators: int) -> OperatorGraph:
 
 def random_cluster(rng: random.Random) -> Cluster:
     """Of a random shape; half of them with a bandwidth of its own for every link, also along a route."""
-    cluster = shaped_cluster(rng)
+    cluster = replace(shaped_cluster(rng), overheads=random_overheads(rng))
     if rng.random() < 0.5:
         return cluster
     links = tuple(
@@ -47,6 +47,21 @@ def random_cluster(rng: random.Random) -> Cluster:
         for link in cluster.links
     )
     return replace(cluster, links=links)
+
+
+def random_overheads(rng: random.Random) -> Overheads:
+    """Of all kinds, or none."""
+    if rng.random() < 0.6:
+        return Overheads()
+    values = [rng.choice([0.0, 0.25, 1.0 / 3.0]) for _ in range(6)]
+    return Overheads(
+        task_s=values[0],
+        iteration_s=values[1],
+        message_s=values[2],
+        message_s_per_byte=values[3] / 8,
+        collective_s=values[4],
+        collective_s_per_byte=values[5] / 8,
+    )
 
 
 def shaped_cluster(rng: random.Random) -> Cluster:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.tables import cluster_tables
 from soaprl.cost.model import Shard
 from soaprl.cost.ticks import TICKS_PER_S
@@ -36,6 +37,8 @@ class Task:
     route: tuple[int, int] | None = None
     links: list[tuple[int, float]] = field(default_factory=list)
     num_bytes: int = 0
+    taken: float = 0.0
+    taken_from: tuple[int, ...] = ()
     before: set[Key] = field(default_factory=set)
     ready: float = 0.0
     start: float = -1.0
@@ -83,6 +86,8 @@ class Reference:
             strategy = Strategy(strategy.configs * copies, strategy.sharding)
         self.problem, self.graph, self.cluster = problem, problem.graph, problem.cluster
         self.strategy = strategy
+        paper = problem.options.paper
+        self.overheads = Overheads(collective_s=0.0) if paper else problem.cluster.overheads
         # When the program comes to the forward and to the backward pass of each operator.
         n = len(self.graph.operators)
         self.ordered = schedule is not Schedule.NONE
@@ -150,9 +155,10 @@ class Reference:
                 device = self.device(o, p)
                 kind = self.cluster.device_types[self.cluster.devices[device].type]
                 time = self.problem.cost.task_time(self.graph, op, shard, kind)
-                self.tasks["f", o, 0, p] = Task(("f", o, 0, p), ticks(time.forward_s), device)
+                extra = self.overheads.task_s
+                self.tasks["f", o, 0, p] = Task(("f", o, 0, p), ticks(time.forward_s + extra), device)
                 if op.has_backward:
-                    self.tasks["b", o, 0, p] = Task(("b", o, 0, p), ticks(time.backward_s), device)
+                    self.tasks["b", o, 0, p] = Task(("b", o, 0, p), ticks(time.backward_s + extra), device)
                     self.tasks["b", o, 0, p].before.add(("f", o, 0, p))
 
     def _find_readings(self) -> None:
@@ -201,9 +207,15 @@ class Reference:
             route=(source, target),
             links=links,
             num_bytes=num_bytes,
+            taken=self._taken(num_bytes),
+            taken_from=(source, target),
         )
         self.tasks[key] = task
         return task
+
+    def _taken(self, num_bytes: float) -> float:
+        """Processor time of a message at each end."""
+        return ticks(self.overheads.message_s + num_bytes * self.overheads.message_s_per_byte)
 
     def _forward_and_backward_edges(self) -> None:
         for o, _, p, c, q, gradient, _ in self.local:
@@ -305,7 +317,8 @@ class Reference:
                 self._sum(number, cell, holders, backward, waits)
         for device in sorted(waits):
             key = ("u", device)
-            self.tasks[key] = Task(key, self.update_s[device], device, before=waits[device])
+            time = self.update_s[device] + ticks(self.overheads.iteration_s)
+            self.tasks[key] = Task(key, time, device, before=waits[device])
         if self.level == 3:
             self._paces()
 
@@ -323,7 +336,15 @@ class Reference:
             busy,
         )
         used = [(i, ticks(s)) for i, s in zip(links[:count].tolist(), busy[:count].tolist(), strict=True)]
-        self.tasks[key] = Task(key, ticks(time + codec), links=used, num_bytes=size)
+        moved = (4 if whole else 2) * (len(holders) - 1) * size / len(holders)
+        self.tasks[key] = Task(
+            key,
+            ticks(time + codec),
+            links=used,
+            num_bytes=size,
+            taken=self._taken(moved),
+            taken_from=tuple(holders),
+        )
         self.moved[2] += (2 if whole else 1) * (len(holders) - 1) * size
         return self.tasks[key]
 
@@ -498,6 +519,8 @@ class Reference:
                 link_free[i] = task.start + busy
             if task.device >= 0:
                 device_free[task.device] = task.finish
+            for device in task.taken_from:
+                device_free[device] = max(device_free[device], task.ready) + task.taken
             end = max(end, task.finish)
             for successor in after[task.key]:
                 successor.ready = max(successor.ready, task.finish)

@@ -77,7 +77,8 @@ def test_the_critical_path_explains_the_iteration_time(seed: int) -> None:
     assert (np.diff(tasks.start_s[path]) >= 0).all()
     assert len(set(path.tolist())) == len(path)
     # A task starts when the one before it ends, or earlier if it only needed one of its links.
-    assert (tasks.start_s[path[1:]] <= tasks.finish_s[path[:-1]]).all()
+    if not problem.overheads.occupy:
+        assert (tasks.start_s[path[1:]] <= tasks.finish_s[path[:-1]]).all()
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -4,9 +4,11 @@ With `sample=2, channel=1` a linear operator has 2 units of work: 2 s forward, 4
 elements of 4 bytes, which take 8 s over a link of 1 byte/s.
 """
 
+from dataclasses import replace
+
 import pytest
 
-from soaprl.cluster.cluster import Cluster
+from soaprl.cluster.cluster import Cluster, Overheads
 from soaprl.graph.operators import OperatorGraph
 from soaprl.simulator import Problem, SimulationOptions, SimulationResult, simulate
 from soaprl.strategy.strategy import OpConfig, Strategy
@@ -112,6 +114,39 @@ def test_diamond_runs_its_branches_side_by_side() -> None:
         "gradient top d1->d0": (38, 46),
         "backward top": (46, 50),
     }
+
+
+def test_messages_take_processor_time_from_both_ends() -> None:
+    graph = diamond(sample=2, channel=1)
+    # 1 s a message and 0.25 s for each of 8 bytes: 3 s at each end from its start.
+    overheads = Overheads(message_s=1.0, message_s_per_byte=0.25)
+    result = run(graph, replace(uniform_cluster(2), overheads=overheads), placed(graph, 0, 0, 1, 0))
+    assert trace(result) == {
+        "top": (0, 2),
+        "top d0->d1": (2, 10),
+        "left": (5, 7),
+        "right": (10, 12),
+        "right d1->d0": (12, 20),
+        "bottom": (20, 22),
+        "backward bottom": (22, 26),
+        "gradient right d0->d1": (26, 34),
+        "backward right": (34, 38),
+        "backward left": (29, 33),
+        "gradient top d1->d0": (38, 46),
+        "backward top": (46, 50),
+    }
+    assert result.device_message_s.tolist() == [12, 12]
+    assert result.device_busy_s.tolist() == [18, 6]
+
+
+def test_every_pass_and_every_iteration_may_take_longer_than_its_work() -> None:
+    graph = chain(num_operators=2, sample=2, channel=1)
+    overheads = Overheads(task_s=1.0, iteration_s=5.0)
+    result = run(graph, replace(uniform_cluster(1), overheads=overheads), on_one_device(graph))
+    assert trace(result)["backward op0"] == (11, 16)
+    assert result.iteration_time_s == 21
+    paper = run(graph, replace(uniform_cluster(1), overheads=overheads), on_one_device(graph), PAPER)
+    assert paper.iteration_time_s == 12
 
 
 def test_crossing_transfers_share_a_link_in_order_of_ready_times() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from soaprl.cluster.cluster import Cluster, Device, DeviceType, Link
 from soaprl.cluster.tables import cluster_tables
 from soaprl.cluster.topology import Wire, both_ways, connect, star
+from soaprl.cost.profiled.fitting import fit_collective
 from soaprl.cost.transfers import all_reduce, collective_scratch
 
 _FABRIC = "fabric"
@@ -80,35 +81,20 @@ def _outside(
     return star(nic, own, inner) + both_ways(nic, _FABRIC, outer)
 
 
-def with_overheads(cluster: Cluster, route_s: float, s_per_byte: float, *, provenance: str) -> Cluster:
-    """The cluster with transfers that take longer on every route.
-
-    Links of a route share what is added to its latency; a link that is in several routes gets what the
-    shortest needs, so that longer ones get more. What is added for each byte every link has.
+def with_collectives(cluster: Cluster, sizes: Sequence[int], times_s: Sequence[float]) -> Cluster:
+    """The cluster with what software adds to collectives, from measured sums over all devices.
 
     Args:
-        cluster: Any; its name stays.
-        route_s: Seconds for each transfer.
-        s_per_byte: Seconds for each byte of it.
-        provenance: Added to that of every link in a route.
+        cluster: With measured links.
+        sizes: Bytes of the sums.
+        times_s: What each took.
     """
-    shortest: dict[int, int] = {}
-    for row in cluster.routes:
-        for route in row:
-            for link in route:
-                shortest[link] = min(len(route), shortest.get(link, len(route)))
-    links = tuple(
-        replace(
-            link,
-            latency_s=link.latency_s + route_s / shortest[number],
-            bandwidth_bytes_per_s=1 / (1 / link.bandwidth_bytes_per_s + s_per_byte),
-            provenance="; ".join(filter(None, [link.provenance, provenance])),
-        )
-        if number in shortest
-        else link
-        for number, link in enumerate(cluster.links)
+    bare = replace(cluster, overheads=replace(cluster.overheads, collective_s=0.0, collective_s_per_byte=0.0))
+    base_s, s_per_byte = fit_collective(sizes, times_s, predicted_all_reduces(bare, sizes))
+    return replace(
+        cluster,
+        overheads=replace(cluster.overheads, collective_s=base_s, collective_s_per_byte=s_per_byte),
     )
-    return replace(cluster, links=links)
 
 
 def predicted_all_reduces(cluster: Cluster, sizes: Sequence[int]) -> list[float]:

@@ -1,51 +1,62 @@
 """What the runtime adds to the work of tasks: fitted from runs of a few strategies.
 
-A rank's thread runs for longer in an iteration than its tasks take by themselves: it has work to do in every
-iteration, hands messages to the library, and packs and unpacks their bytes. With m the messages that a rank
-sends and receives and the sums of gradients that it takes part in, n the bytes that go into and come out of
-them, b the predicted seconds of its tasks and updates, and r those that its thread ran,
+A process runs for longer in an iteration than its tasks take by themselves: it has work to do in every
+iteration and for every pass of a task, hands messages to the library, and packs, unpacks and copies their
+bytes; some of it in threads of the library. With p the passes of tasks of a rank, m the messages that it
+sends and receives and the collectives that it takes part in, n the bytes that go out and come in, b the
+predicted seconds of its tasks and updates, and r those that its threads ran,
 
-    r - b = iteration + message * m + byte * n
+    r - b = iteration + task * p + message * m + byte * n
 
-in the least squares of all ranks of all strategies, none of the three below 0. Implemented in
+in the least squares, relative to r, of all ranks of all strategies, none of the four below 0. Implemented in
 `fit_overheads`. Other programs on the machine matter little: they take the processor away, which is not
 counted, and caches, which is.
+
+Threads of the library run on other processors where there are some. So they only count where there are no
+more processors than ranks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain
 from statistics import median
 
 import numpy as np
 
+from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.tables import FloatArray
+from soaprl.cost.profiled.fitting import not_negative
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import num_elements
 from soaprl.runtime.program import (
+    Backward,
     Block,
     Exchange,
+    Forward,
     GatherParameters,
     Piece,
     Program,
     RankProgram,
     ReduceGradients,
     ScatterGradients,
+    Step,
     SumPartials,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What one rank exchanges in an iteration.
+    """What one rank does in an iteration beside the work of tasks.
 
     Attributes:
-        num_messages: Messages that it sends and receives, and twice the sums that it takes part in.
-        num_bytes: Bytes of these messages, and twice those of the sums.
+        num_passes: Forward and backward passes of its tasks.
+        num_messages: Messages that it sends and receives, and the collectives that it takes part in.
+        num_bytes: Bytes of these messages, and those that rings move for the collectives, out and in.
     """
 
+    num_passes: int
     num_messages: int
-    num_bytes: int
+    num_bytes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +64,9 @@ class Load:
     """One rank in an iteration.
 
     Attributes:
-        traffic: What it exchanges.
-        predicted_s: Seconds that its device computes by the simulator.
-        ran_s: Seconds that its thread ran.
+        traffic: What it does beside the work of tasks.
+        predicted_s: Seconds that its tasks and updates take by themselves.
+        ran_s: Seconds that its threads ran.
     """
 
     traffic: Traffic
@@ -64,86 +75,91 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overheads:
-    """What the runtime takes of a rank's thread.
+class Fit:
+    """What the runtime takes.
 
     Attributes:
-        iteration_s: Seconds of every iteration.
-        message_s: Seconds of a message, on either side.
-        s_per_byte: Seconds of a byte, on either side.
-        error_before: Median relative error of the predicted seconds without them.
+        iteration_s: See `soaprl.cluster.cluster.Overheads`.
+        task_s: Likewise.
+        message_s: Likewise.
+        message_s_per_byte: Likewise.
+        error_before: Median relative error of what ranks run without them.
         error_after: And with them.
     """
 
     iteration_s: float
+    task_s: float
     message_s: float
-    s_per_byte: float
+    message_s_per_byte: float
     error_before: float
     error_after: float
 
+    def entered(self, overheads: Overheads, provenance: str) -> Overheads:
+        """The overheads of a cluster with these in place of what they had."""
+        return Overheads(
+            task_s=self.task_s,
+            iteration_s=self.iteration_s,
+            message_s=self.message_s,
+            message_s_per_byte=self.message_s_per_byte,
+            collective_s=overheads.collective_s,
+            collective_s_per_byte=overheads.collective_s_per_byte,
+            provenance=provenance,
+        )
+
 
 def traffic(graph: OperatorGraph, program: Program) -> tuple[Traffic, ...]:
-    """What each rank exchanges in an iteration."""
+    """What each rank does in an iteration beside the work of tasks."""
     return tuple(_traffic(graph, rank) for rank in program.ranks)
 
 
 def _traffic(graph: OperatorGraph, rank: RankProgram) -> Traffic:
-    def size(parts: Sequence[Piece] | Sequence[Block]) -> int:
-        return sum(num_elements(part.box) * graph.tensors[part.tensor].itemsize for part in parts)
-
-    messages = [
+    sent = [
         message.pieces
         for step in rank.steps
         if isinstance(step, Exchange)
         for message in (*step.sends, *step.receives)
     ]
-    sums: list[Sequence[Piece] | Sequence[Block]] = []
-    for step in rank.steps:
-        if isinstance(step, ReduceGradients) and len(step.group) > 1:
-            sums.append(step.cells)
-        elif isinstance(step, SumPartials):
-            sums.append(step.pieces[:1])
-    # Each is half of a sum: gradients are sent and parts received, or parts sent and the whole received.
-    halves = [
-        tuple(chain(*step.parts))
-        for step in rank.steps
-        if isinstance(step, ScatterGradients | GatherParameters)
-    ]
+    collectives = [found for found in map(_collective, rank.steps) if found is not None]
+    moved = sum(ends * _size(graph, parts) for ends, parts in collectives)
     return Traffic(
-        num_messages=len(messages) + 2 * len(sums) + len(halves),
-        num_bytes=sum(map(size, messages)) + 2 * sum(map(size, sums)) + sum(map(size, halves)),
+        num_passes=sum(isinstance(step, Forward | Backward) for step in rank.steps),
+        num_messages=len(sent) + len(collectives),
+        num_bytes=sum(_size(graph, pieces) for pieces in sent) + moved,
     )
 
 
-def fit_overheads(loads: Sequence[Load]) -> Overheads:
-    """The overheads that explain best what ranks ran; ranks that compute nothing count as well."""
-    features = np.array([[1.0, load.traffic.num_messages, load.traffic.num_bytes] for load in loads])
-    added = np.array([load.ran_s - load.predicted_s for load in loads])
-    fitted = _not_negative(features, added)
-    overhead_s = features @ fitted
-    return Overheads(
+def _collective(step: Step) -> tuple[float, Sequence[Piece] | Sequence[Block]] | None:
+    """What a step sums or gathers, and how often each byte of it goes out or comes in: as in a ring."""
+    if isinstance(step, ReduceGradients) and len(step.group) > 1:
+        return 4 * (len(step.group) - 1) / len(step.group), step.cells
+    if isinstance(step, SumPartials):
+        return 4 * (len(step.group) - 1) / len(step.group), step.pieces[:1]
+    if isinstance(step, ScatterGradients | GatherParameters):
+        return 2 * (len(step.group) - 1) / len(step.group), tuple(chain(*step.parts))
+    return None
+
+
+def _size(graph: OperatorGraph, parts: Sequence[Piece] | Sequence[Block]) -> int:
+    return sum(num_elements(part.box) * graph.tensors[part.tensor].itemsize for part in parts)
+
+
+def fit_overheads(loads: Sequence[Load]) -> Fit:
+    """The overheads that explain best what ranks ran; ranks that ran nothing do not count."""
+    kept = [load for load in loads if load.ran_s > 0]
+    features = np.array(
+        [[1.0, load.traffic.num_passes, load.traffic.num_messages, load.traffic.num_bytes] for load in kept]
+    ).reshape(-1, 4)
+    ran = np.array([load.ran_s for load in kept])
+    added = ran - np.array([load.predicted_s for load in kept])
+    fitted = not_negative(features / ran[:, None], added / ran)
+    return Fit(
         iteration_s=float(fitted[0]),
-        message_s=float(fitted[1]),
-        s_per_byte=float(fitted[2]),
-        error_before=_error(loads, np.zeros(len(loads))),
-        error_after=_error(loads, overhead_s),
+        task_s=float(fitted[1]),
+        message_s=float(fitted[2]),
+        message_s_per_byte=float(fitted[3]),
+        error_before=_error(kept, np.zeros(len(kept))),
+        error_after=_error(kept, features @ fitted),
     )
-
-
-def _not_negative(features: FloatArray, target: FloatArray) -> FloatArray:
-    """The least-squares coefficients of which none is below 0: the best of all choices of those above 0."""
-    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
-    count = features.shape[1]
-    best, best_rest = np.zeros(count), float(target @ target)
-    for size in range(1, count + 1):
-        for chosen in combinations(range(count), size):
-            columns = (features / scale)[:, chosen]
-            found = np.linalg.lstsq(columns, target, rcond=None)[0]
-            rest = float(np.square(columns @ found - target).sum())
-            if (found >= 0).all() and rest < best_rest:
-                best, best_rest = np.zeros(count), rest
-                best[list(chosen)] = found
-    return np.asarray(best / scale, np.float64)
 
 
 def _error(loads: Sequence[Load], added_s: FloatArray) -> float:
@@ -151,6 +167,6 @@ def _error(loads: Sequence[Load], added_s: FloatArray) -> float:
     errors = [
         abs((load.predicted_s + added) / load.ran_s - 1)
         for load, added in zip(loads, added_s.tolist(), strict=True)
-        if load.predicted_s > 0 and load.ran_s > 0
+        if load.predicted_s > 0
     ]
     return median(errors) if errors else 0.0

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -30,12 +30,25 @@ from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed.groups import Groups
-from soaprl.runtime.distributed.runtime import initialize_distributed
-from soaprl.runtime.launch_job import Job, draw_batch, load_job, make_model, optimizer_maker, save_job
-from soaprl.runtime.program import CompileOptions
+from soaprl.runtime.distributed.rank import DistributedRank
+from soaprl.runtime.distributed.runtime import DistributedRuntime
+from soaprl.runtime.launch_job import (
+    Job,
+    Model,
+    draw_batch,
+    load_job,
+    make_model,
+    optimizer_maker,
+    save_job,
+)
+from soaprl.runtime.model_state import module_tensors
+from soaprl.runtime.optimization import RankOptimizer
+from soaprl.runtime.program import Program
+from soaprl.runtime.stores import blocks_of
 from soaprl.strategy.strategy import Strategy
 
-_POLL_S = 0.1
+# Looking takes processor time from what is measured.
+_POLL_S = 0.5
 _WARM_UP = 2
 _STRATEGIES = "strategies.json"
 
@@ -50,12 +63,14 @@ class Run:
         times_s: Seconds of each iteration, of the rank that took longest.
         busy_s: For each rank, the median over iterations of the seconds that its thread ran; not what it
             waited, and not what gloo's own threads did.
+        helped_s: For each rank, the median of the seconds that all other threads of its process ran.
     """
 
     strategy: int
     repeat: int
     times_s: tuple[float, ...]
     busy_s: tuple[float, ...]
+    helped_s: tuple[float, ...]
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -64,10 +79,8 @@ def read_runs(path: Path) -> list[Run]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("}\n"):
             content = json.loads(line)
-            times, busy = tuple(content["times_s"]), tuple(content["busy_s"])
-            found.append(
-                Run(strategy=content["strategy"], repeat=content["repeat"], times_s=times, busy_s=busy)
-            )
+            numbers = {name: tuple(content[name]) for name in ("times_s", "busy_s", "helped_s")}
+            found.append(Run(strategy=content["strategy"], repeat=content["repeat"], **numbers))
     return found
 
 
@@ -79,6 +92,7 @@ def run_strategies(
     *,
     repeats: int,
     listen: Callable[[int, int], None],
+    prefix: str = "",
 ) -> list[Run]:
     """Runs what is not written down yet at `path`; all runs.
 
@@ -89,6 +103,7 @@ def run_strategies(
         path: Where runs are written down.
         repeats: How often each is run.
         listen: Called with the number of runs done, and of all.
+        prefix: Words before the command of each process, with ``{rank}`` for its number.
 
     Raises:
         ExecutionError: A process failed.
@@ -101,9 +116,20 @@ def run_strategies(
             save_job(folder, job, graph)
             content = TypeAdapter(list[Strategy]).dump_json(list(strategies))
             (folder / _STRATEGIES).write_bytes(content)
-            _spawn(folder, path, len(strategies), repeats, job.num_ranks, listen)
+            task = _Task(
+                folder=name,
+                path=str(path.absolute()),
+                count=len(strategies),
+                repeats=repeats,
+                ranks=job.num_ranks,
+            )
+            _spawn(task, prefix, listen)
     listen(total, total)
     return read_runs(path)
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _forget_cut_line(path: Path) -> None:
@@ -113,22 +139,20 @@ def _forget_cut_line(path: Path) -> None:
         write_text_atomic(path, text[: text.rfind("\n") + 1])
 
 
-def _spawn(
-    folder: Path, path: Path, count: int, repeats: int, num_ranks: int, listen: Callable[[int, int], None]
-) -> None:
+def _spawn(task: "_Task", prefix: str, listen: Callable[[int, int], None]) -> None:
     """Starts the processes, and waits until all have ended well."""
+    folder, path = Path(task.folder), Path(task.path)
     package = str(Path(soaprl.__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment["OMP_NUM_THREADS"] = "1"
-    task = _Task(folder=str(folder), path=str(path.absolute()), count=count, repeats=repeats, ranks=num_ranks)
     words = [sys.executable, "-m", "soaprl.runtime.measuring.runs", json.dumps(asdict(task))]
     with ExitStack() as stack:
         running = []
-        for rank in range(num_ranks):
+        for rank in range(task.ranks):
             errors = stack.enter_context((folder / f"stderr-{rank}").open("wb"))
             process = subprocess.Popen(
-                [*words, str(rank)],
+                [*prefix.format(rank=rank).split(), *words, str(rank)],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=errors,
@@ -142,7 +166,7 @@ def _spawn(
         while any(process.poll() is None for process in running):
             if any(process.poll() not in (None, 0) for process in running):
                 break
-            listen(len(read_runs(path)), count * repeats)
+            listen(_num_lines(path), task.count * task.repeats)
             time.sleep(_POLL_S)
         failed = [rank for rank, process in enumerate(running) if process.poll() not in (None, 0)]
     if failed:
@@ -177,14 +201,19 @@ def _main(task: _Task, rank: int) -> None:
     done = [{(run.strategy, run.repeat) for run in read_runs(path)}]
     dist.broadcast_object_list(done, src=0)
     strategies = TypeAdapter(list[Strategy]).validate_json((folder / _STRATEGIES).read_bytes())
-    groups = Groups(timeout_s=job.timeout_s)
+    groups, model, fingerprint = Groups(timeout_s=job.timeout_s), make_model(job), graph_fingerprint(graph)
+    programs: dict[int, Program] = {}
     for repeat in range(task.repeats):
         for number in range(task.count):
             if (number, repeat) in done[0]:
                 continue
-            times, busy = _run(replace(job, strategy=strategies[number]), graph, groups)
+            if number not in programs:
+                programs[number] = compile_program(
+                    graph, strategies[number], num_ranks=job.num_ranks, fingerprint=fingerprint
+                )
+            numbers = _run(job, model, graph, programs[number], groups)
             if rank == 0:
-                line = json.dumps({"strategy": number, "repeat": repeat, "times_s": times, "busy_s": busy})
+                line = json.dumps({"strategy": number, "repeat": repeat, **numbers})
                 with path.open("a", encoding="utf-8") as stream:
                     stream.write(f"{line}\n")
     dist.barrier()
@@ -196,38 +225,40 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job, graph: OperatorGraph, groups: Groups) -> tuple[list[float], list[float]]:
-    """Warm-up aside: seconds of each iteration, and those that each rank's thread ran; see `Run`."""
-    program = compile_program(
-        graph,
-        job.strategy,
-        num_ranks=job.num_ranks,
-        options=CompileOptions(batch_norm=job.batch_norm),
-        fingerprint=graph_fingerprint(graph),
-    )
-    model = make_model(job)
-    runtime = initialize_distributed(
-        model.module,
-        graph,
-        program,
-        optimizer=optimizer_maker(job.optimizer, job.learning_rate),
-        groups=groups,
-        timeout_s=job.timeout_s,
-    )
+def _run(
+    job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups
+) -> dict[str, list[float]]:
+    """The numbers of a `Run`; the same on all ranks."""
+    runtime = _runtime(job, model, graph, program, groups)
     args, kwargs = draw_batch(model, job.batch_size, seed=job.seed, step=0)
-    own, ran = [], []
+    own, ran, helped = [], [], []
     for number in range(_WARM_UP + job.num_steps):
         dist.barrier()
-        start_s, start_ran_s = time.perf_counter(), time.thread_time()
+        start_s, start_ran_s, start_all_s = time.perf_counter(), time.thread_time(), time.process_time()
         runtime.step(*args, **kwargs)
         if number >= _WARM_UP:
             own.append(time.perf_counter() - start_s)
             ran.append(time.thread_time() - start_ran_s)
+            helped.append(time.process_time() - start_all_s - ran[-1])
     slowest = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    busy: list[float] = [0.0] * job.num_ranks
-    dist.all_gather_object(busy, median(ran))
-    return [float(value) for value in slowest], busy
+    of_ranks: list[tuple[float, float]] = [(0.0, 0.0)] * job.num_ranks
+    dist.all_gather_object(of_ranks, (median(ran), median(helped)))
+    return {
+        "times_s": slowest.tolist(),
+        "busy_s": [ran_s for ran_s, _ in of_ranks],
+        "helped_s": [helped_s for _, helped_s in of_ranks],
+    }
+
+
+def _runtime(
+    job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups
+) -> DistributedRuntime:
+    """A runtime whose parameters nobody has to send: every process has made the same."""
+    fetch = blocks_of(graph, module_tensors(graph, model.module))
+    rank = DistributedRank(graph, program, fetch, groups=groups, timeout_s=job.timeout_s)
+    optimizer = RankOptimizer(rank.state, optimizer_maker(job.optimizer, job.learning_rate))
+    return DistributedRuntime(graph, program, rank, optimizer, groups, {}, job.seed)
 
 
 if __name__ == "__main__":

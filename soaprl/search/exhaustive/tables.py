@@ -152,7 +152,7 @@ class _Builder:
         self.rounded_down = np.maximum(self.cluster.route_latency_s - TICK_S, 0.0)
         self.num_types = len(cluster.device_types)
         self.room = max(config.num_tasks for configs in space.configs for config in configs)
-        self.pools = OperatorPools(graph, problem.cost, cluster.device_types)
+        self.pools = OperatorPools(graph, problem.cost, cluster.device_types, task_s=problem.overheads.task_s)
         self.sync = SyncPools(
             graph, problem.cost, cluster.device_types, compression=problem.options.compression
         )

@@ -43,7 +43,9 @@ class CostTables:
         self._edge_gradient: IntArray = graph_tables(graph, self._index).edge_gradient
         self._cluster: ClusterTables = cluster_tables(cluster, paper=problem.options.paper)
         self._scratch = collective_scratch(self._cluster)
-        self._pools = OperatorPools(graph, problem.cost, cluster.device_types)
+        self._pools = OperatorPools(
+            graph, problem.cost, cluster.device_types, task_s=problem.overheads.task_s
+        )
         self._sync_pools = SyncPools(
             graph, problem.cost, cluster.device_types, compression=problem.options.compression
         )

@@ -109,6 +109,10 @@ def fold(problem: Problem, strategy: Strategy) -> FoldedProblem | Refusal:
     """
     if strategy.sharding is not Sharding.NONE:
         return Refusal(reason=f"state is sharded ({strategy.sharding.value}), so replicas keep pieces of it")
+    if problem.overheads.occupy:
+        return Refusal(
+            reason="all-reduces take processor time of devices, which depends on how many there are"
+        )
     if not strategy.is_whole:
         return Refusal(reason=f"the batch is cut into {strategy.micro_batches} micro-batches")
     reasons: list[str] = []
@@ -253,6 +257,7 @@ def _kept_cluster(
         devices=tuple(Device(name=d.name, node=k // size, type=d.type) for k, d in enumerate(originals)),
         links=tuple(cluster.links[link] for link in links.tolist()),
         routes=routes,
+        overheads=cluster.overheads,
         all_reduces=_given(links, len(cluster.links), len(kept), size, occupations),
     )
 
