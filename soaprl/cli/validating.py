@@ -5,29 +5,23 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from soaprl.atomic import check_writable, make_folder
 from soaprl.cli.comparing import chosen_methods
 from soaprl.cli.inputs import Execution, ModelChoice, Prepared, prepare
-from soaprl.cli.known import known_method
 from soaprl.cli.output import progress_bar, say
-from soaprl.cli.searching import make_budget, ready_simulator, run_method
+from soaprl.cli.searching import ready_simulator
+from soaprl.cli.validation_choices import Chosen, choose, predicted
 from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.files import load_cluster
-from soaprl.errors import ExecutionError, SearchError, SoaprlError, StrategyError
+from soaprl.errors import ExecutionError
 from soaprl.graph.zoo import Option, zoo_models
-from soaprl.report.validation import RANDOM, Agreement, Point, agreement
-from soaprl.search.proposals import Proposals, ProposalSettings
+from soaprl.report.validation import Agreement, Point, agreement
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.problem import Problem
 from soaprl.simulator.result import simulate
-from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -35,10 +29,8 @@ if TYPE_CHECKING:
     from soaprl.runtime.measuring.calibration import Load
     from soaprl.runtime.measuring.runs import Run
 
-# Random strategies are of these kinds in turn: all operators drawn, or a few operators of data parallelism.
-_ALL, _FEW = RANDOM
-# How many are drawn for each that is wanted, at most: small models have few.
-_DRAWS = 20
+# Of the files of runs.
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +52,6 @@ class Plan:
     calibrated: Path | None = None
     prefix: str = ""
     compared: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """A strategy to run, who found it, and what it is predicted to take: in all, and of each processor."""
-
-    found_by: str
-    strategy: Strategy
-    predicted_s: float
-    busy_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +103,14 @@ def run_validation(plan: Plan) -> Validation:
         prepared = prepare(_choice(word, plan.options), plan.cluster, plan.execution)
         cost_model = prepared.problem.cost.name
         simulator = ready_simulator(prepared.problem)
-        chosen = choose(prepared, simulator, names, plan)
+        chosen = choose(
+            prepared,
+            simulator,
+            names,
+            num_strategies=plan.num_strategies,
+            budget_evaluations=plan.budget_evaluations,
+            seed=plan.seed,
+        )
         found = _measured(prepared, chosen, plan)
         points += found
         if plan.calibrated is not None:
@@ -149,16 +138,9 @@ def _predicted_otherwise(
     simulator = Simulator(problem)
     found = []
     for c, point in zip(chosen, points, strict=True):
-        predicted_s, busy_s = _predicted(problem, c.strategy, simulator)
+        predicted_s, busy_s = predicted(problem, c.strategy, simulator)
         found.append(replace(point, predicted_s=predicted_s, predicted_busy_s=busy_s))
     return found
-
-
-def _predicted(problem: Problem, strategy: Strategy, simulator: Simulator) -> tuple[float, tuple[float, ...]]:
-    """Seconds of an iteration, and those that each processor works."""
-    simulated = simulate(problem, strategy, simulator=simulator)
-    busy_s = simulated.device_busy_s + simulated.device_message_s
-    return float(simulated.iteration_time_s), tuple(busy_s.tolist())
 
 
 def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]) -> "Iterator[Load]":
@@ -186,58 +168,6 @@ def _choice(word: str, options: Mapping[str, Option]) -> ModelChoice:
     return ModelChoice(name=name, options=own, batch_size=int(batch) if batch else None)
 
 
-def choose(prepared: Prepared, simulator: Simulator, names: Sequence[str], plan: Plan) -> list[Chosen]:
-    """As many different strategies that can run as the plan says: those of methods first."""
-    found: dict[Strategy, str] = {}
-    for name in names:
-        try:
-            result = run_method(
-                simulator, known_method(name), make_budget(plan.budget_evaluations, None), seed=plan.seed
-            )
-        except (SearchError, StrategyError) as error:
-            say(f"soaprl: {name} is left out: {error}")
-            continue
-        if _runs(prepared, result.strategy):
-            found[result.strategy] = ", ".join(filter(None, [found.get(result.strategy), name]))
-        else:
-            say(f"soaprl: {name} is left out: the runtime cannot run what it found")
-    for strategy, kind in islice(_random(prepared, plan.seed), _DRAWS * plan.num_strategies):
-        if len(found) >= plan.num_strategies:
-            break
-        if strategy not in found and _runs(prepared, strategy):
-            found[strategy] = kind
-    chosen = []
-    for strategy, kind in list(found.items())[: plan.num_strategies]:
-        predicted_s, busy_s = _predicted(prepared.problem, strategy, simulator)
-        chosen.append(Chosen(found_by=kind, strategy=strategy, predicted_s=predicted_s, busy_s=busy_s))
-    return chosen
-
-
-def _random(prepared: Prepared, seed: int) -> Iterator[tuple[Strategy, str]]:
-    """Random strategies without end."""
-    problem = prepared.problem
-    proposals = Proposals(problem.graph, problem.cluster.num_devices, ProposalSettings())
-    rng = np.random.default_rng(seed)
-    base = data_parallel(problem.graph, problem.cluster)
-    while True:
-        yield proposals.strategy(rng), _ALL
-        other, few = proposals.strategy(rng), base
-        for operator in rng.choice(len(base.configs), rng.integers(1, len(base.configs) // 2 + 2)).tolist():
-            few = few.replaced(operator, other.configs[operator])
-        yield few, _FEW
-
-
-def _runs(prepared: Prepared, strategy: Strategy) -> bool:
-    """Whether the runtime has what the strategy needs."""
-    from soaprl.runtime import compile_program
-
-    try:
-        compile_program(prepared.problem.graph, strategy, num_ranks=prepared.problem.cluster.num_devices)
-    except SoaprlError:
-        return False
-    return True
-
-
 def _job(prepared: Prepared, plan: Plan, strategy: Strategy) -> "Job":
     from soaprl.runtime.launch_job import LEARNING_RATES, Job
 
@@ -262,8 +192,8 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
     graph = prepared.problem.graph
     job = _job(prepared, plan, chosen[0].strategy)
     strategies = [c.strategy for c in chosen]
-    # Runs of other strategies, batches or steps must not be taken for these.
-    content = repr((job, strategies)).encode()
+    # Runs of other strategies, batches or steps, or written down otherwise, must not be taken for these.
+    content = repr((_FORMAT, job, strategies)).encode()
     name = f"{_file_name(graph.name)}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     with _shown(graph.name) as listen:
         runs = run_strategies(
