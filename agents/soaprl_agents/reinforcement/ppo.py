@@ -103,7 +103,7 @@ def make_ppo(
         vectorized,
         learning_rate=settings.rate,
         n_steps=steps,
-        batch_size=min(settings.batch, steps * count),
+        batch_size=_even_batch(settings.batch, steps * count),
         n_epochs=settings.epochs,
         gamma=1.0,
         gae_lambda=0.98,
@@ -120,6 +120,11 @@ def make_ppo(
             "weights": {name: tensor.clone() for name, tensor in network.state_dict().items()},
         },
     )
+
+
+def _even_batch(most: int, size: int) -> int:
+    """The largest number up to `most` that divides `size`, so that all steps of an update are alike."""
+    return next(batch for batch in range(min(most, size), 0, -1) if size % batch == 0)
 
 
 def reinforce(

@@ -1,10 +1,12 @@
 """Metropolis-Hastings search that proposes what the policy proposes, in rounds.
 
-The first start is the best of the policy's samples, data parallelism and the experts. From there the walk
-goes in *rounds*: `GuidedSettings.guided_steps` steps with proposals of the policy
-(`soaprl_agents.searching.mixture`), then `GuidedSettings.plain_steps` plain ones, which need no network and
-are several times as fast. Each step keeps the distribution that plain Metropolis search samples. The policy
-finds what is good within a few hundred evaluations; what is then left is found by many cheap steps.
+It begins with the optimum of OptCNN's objective (`soaprl.search.optcnn`), which takes one evaluation, and
+knows layers well but nothing of what runs side by side; then come the policy's most probable strategy, data
+parallelism, the experts, and samples of the policy. From the best of these the walk goes in *rounds*:
+`GuidedSettings.guided_steps` steps with proposals of the policy (`soaprl_agents.searching.mixture`), then
+`GuidedSettings.plain_steps` plain ones, which need no network and are several times as fast. Each step keeps
+the distribution that plain Metropolis search samples. The policy finds what is good within a few hundred
+evaluations; what is then left is found by many cheap steps.
 
 Every further round begins somewhere else: in turn at the best strategy so far with some operators that are
 neighbours in the program configured at random, and at a new sample of the policy that refines the best.
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from soaprl.search.experts import starts_for
+from soaprl.search.optcnn import plan_optcnn
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.state import Signature
 from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_procedure
@@ -72,7 +75,7 @@ def search_guided(
         task: What to search.
         network: Proposes.
         settings: How the walk goes.
-        start: A strategy to begin with; None: the best of the policy's samples and the experts.
+        start: A strategy to begin with; None: the best of those that the module lists.
 
     Raises:
         SearchError: The budget has no limit, or the state file is missing or belongs to another search.
@@ -126,7 +129,7 @@ class Guided:
         named = starts_for(task, start)
         self._names = ", ".join(name for name, _ in named)
         self._starts = tuple(strategy for _, strategy in named)
-        self._num_starts = len(self._starts) + (settings.num_samples if start is None else 0)
+        self._num_starts = len(self._starts) + (1 + settings.num_samples if start is None else 0)
         self._given = start is not None
         self._round_steps = settings.guided_steps + settings.plain_steps
 
@@ -229,7 +232,11 @@ class Guided:
         return self._settled(place)
 
     def _start(self, number: int) -> Strategy:
-        return self._starts[number] if self._given else self._sampler.strategy(number)
+        if self._given:
+            return self._starts[number]
+        if number == 0:
+            return self._task.completed(plan_optcnn(self._task.problem).strategy)
+        return self._sampler.strategy(number - 1)
 
     def _first_of_round(self, state: _Place) -> Strategy:
         """Where the next round begins: a refining sample, or a disturbed copy, of the best."""
