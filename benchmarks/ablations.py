@@ -179,14 +179,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--timesteps", type=int, default=60_000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="beginnings of variants' names, separated by commas")
+    parser.add_argument("--only", default="", help="names of variants, separated by semicolons; default: all")
     parser.add_argument("--out", type=Path, default=Path("out/ablations"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(stderr=True)
     training = open_training(arguments.training, None, lambda what, done, status: None)
     bench = Bench(training, arguments.out, arguments.steps)
-    chosen = [v for v in variants(arguments.timesteps) if v.name.startswith(tuple(arguments.only.split(",")))]
+    wanted = set(filter(None, arguments.only.split(";")))
+    chosen = [v for v in variants(arguments.timesteps) if not wanted or v.name in wanted]
     found: dict[str, list[tuple[Verdict, Verdict]]] = {}
     for variant in chosen:
         for seed in range(arguments.seeds):
