@@ -153,6 +153,7 @@ def report(
         " training; mean and range over seeds. *First* is the log(time / time of the teacher's winner) of the"
         " most probable strategy, *best of 16* of the best of 16 samples and data parallelism, at most 1,"
         " mean over problems; *gain* is the share of the winner's log speed-up that the latter reaches."
+        " As a problem counts at most 1, the two of dlrm are most of the held-out gain."
         f" Validation: {len(bench.validation)} problems; held-out: {', '.join(HELD_OUT)}, whose winners the"
         " teacher found in 6,000 evaluations.\n\n"
         "| variant | seeds | validation: first | best of 16 | gain | held-out: first | best of 16 | gain |\n"
