@@ -42,7 +42,7 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
-from soaprl.search.proposals import BLOCK_SIZE, Proposals, log_ratio
+from soaprl.search.proposals import BLOCK_SIZE, Proposals
 from soaprl.search.scanning import Scanner, ScanningEvaluator
 from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank, score_within
 from soaprl.simulator import Scale
@@ -266,6 +266,5 @@ def _tied(proposals: Proposals, current: Strategy, operator: int, config: OpConf
         return strategy, 0.0
     if config != old and any(current.configs[member] == config for member in group):
         return strategy, -inf
-    new = proposals.log_probability(operator, config)
-    ratio = log_ratio(new, proposals.log_probability(operator, old))
+    ratio = proposals.log_probability(operator, config) - proposals.log_probability(operator, old)
     return strategy, (len(moved) - 1) * ratio
