@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from soaprl.runtime.measuring.runs import Run
 
 # Of the files of runs.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ class Validation:
                     "repeats_s": list(point.repeats_s),
                     "predicted_busy_s": list(point.predicted_busy_s),
                     "ran_s": list(point.ran_s),
+                    "stolen": point.stolen,
                 }
                 for point in self.points
             ],
@@ -207,7 +208,9 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
         )
     times: dict[int, list[float]] = {}
     ran: dict[int, list[tuple[float, ...]]] = {}
+    stolen: dict[int, list[float]] = {}
     for run in runs:
+        stolen.setdefault(run.strategy, []).append(run.stolen)
         times.setdefault(run.strategy, []).append(sorted(run.times_s)[len(run.times_s) // 2])
         ran.setdefault(run.strategy, []).append(_ran(run))
     return [
@@ -218,6 +221,7 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
             repeats_s=tuple(times[number][: plan.repeats]),
             predicted_busy_s=c.busy_s,
             ran_s=tuple(median(of_rank) for of_rank in zip(*ran[number], strict=True)),
+            stolen=median(stolen[number]),
         )
         for number, c in enumerate(chosen)
     ]

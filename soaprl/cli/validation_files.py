@@ -13,6 +13,8 @@ from soaprl.cluster.files import load_cluster, save_cluster
 from soaprl.report.units import format_seconds
 from soaprl.report.validation import COLUMNS, markdown, scatter, write_plot
 
+_MUCH_STOLEN = 0.03
+
 
 def write_validation(validation: Validation) -> None:
     """Writes ``validation.json``, ``.md`` and ``.png`` into the plan's folder."""
@@ -69,4 +71,9 @@ def print_validation(validation: Validation, *, as_json: bool) -> None:
         return
     rows = [found.row for found in validation.agreements]
     print_table(f"Simulated and measured on {validation.plan.cluster}", COLUMNS, rows)
+    if max(found.stolen for found in validation.agreements) > _MUCH_STOLEN:
+        say(
+            "soaprl: the hypervisor took processor time from these runs (column stolen): what was measured is"
+            " too long. Run the same in a new folder when other guests are quieter."
+        )
     say(f"soaprl: wrote validation.md, validation.png and validation.json to {validation.plan.folder}")

@@ -27,6 +27,7 @@ COLUMNS = (
     "Kendall",
     "best found",
     "noise floor",
+    "stolen",
 )
 
 
@@ -41,6 +42,7 @@ class Point:
         repeats_s: Measured seconds of an iteration, one for each repeat.
         predicted_busy_s: For each device, the seconds that it computes in the simulation.
         ran_s: For each rank, the seconds that its thread ran.
+        stolen: Share of the processors' time that a hypervisor took meanwhile, median over the repeats.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Point:
     repeats_s: tuple[float, ...]
     predicted_busy_s: tuple[float, ...] = ()
     ran_s: tuple[float, ...] = ()
+    stolen: float = 0.0
 
     @property
     def measured_s(self) -> float:
@@ -84,6 +87,7 @@ class Agreement:
         regret: How much slower than the fastest measured strategy the one predicted to be fastest is.
         noise: Median relative difference between two halves of the repeats of one strategy: what even a
             perfect prediction could not be closer than.
+        stolen: Share of the processors' time that a hypervisor took from a run, mean over strategies.
     """
 
     model: str
@@ -96,6 +100,7 @@ class Agreement:
     kendall: float
     regret: float
     noise: float
+    stolen: float
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -112,6 +117,7 @@ class Agreement:
             f"{self.kendall:.3f}",
             best,
             f"{self.noise:.1%}",
+            f"{self.stolen:.1%}",
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -142,6 +148,7 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
         kendall=kendall(predicted, measured),
         regret=chosen.measured_s / min(measured) - 1,
         noise=median(_noise(point.repeats_s) for point in points),
+        stolen=sum(point.stolen for point in points) / len(points),
     )
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -86,6 +87,13 @@ def test_the_noise_floor_is_how_far_a_strategy_is_from_itself() -> None:
     noisy = agreement("net", [point(1.0, 1.0, 1.1, 1.0, 1.1)] * 2)
     assert noisy.noise == pytest.approx(0.1 / 1.05)
     assert agreement("net", [point(1.0, 1.0), point(2.0, 2.0)]).noise == 0.0
+
+
+def test_stolen_time_is_the_mean_over_strategies() -> None:
+    quiet, busy = replace(point(1.0, 1.0), stolen=0.02), replace(point(2.0, 2.0), stolen=0.1)
+    found = agreement("net", [quiet, busy])
+    assert found.stolen == pytest.approx(0.06)
+    assert found.row[-1] == "6.0%"
 
 
 def test_a_choice_within_the_noise_is_the_best() -> None:
