@@ -5,14 +5,22 @@ from typing import Annotated
 
 import typer
 
-from soaprl.cli.arguments import Json, PolicyFolder
+from soaprl.cli.arguments import Json
 from soaprl.cli.output import INTERRUPTED, print_json, print_table, progress_bar, say
 
 DEFAULT_METHODS = "data-parallel,random,coordinate-descent,annealing,mcmc,policy,guided"
 
 
 def evaluate(
-    policy: PolicyFolder = None,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--policy",
+            metavar="DIR",
+            help="Folder of a trained policy; repeat it for policies of several training seeds, whose runs"
+            " are judged together. Default: the one shipped.",
+        ),
+    ] = None,
     suite: Annotated[
         str,
         typer.Option("--suite", help="Problems: held-out, held-out-families, validation, or a YAML file."),
@@ -27,6 +35,16 @@ def evaluate(
     only: Annotated[
         str, typer.Option("--only", help="Comma-separated beginnings of problem names; default: all.")
     ] = "",
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            "-w",
+            min=1,
+            help="Processes that run searches. Results are the same with any number, but for seconds, which"
+            " are longer where cores are shared.",
+        ),
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and plots.")] = Path(
         "out/evaluation"
     ),
@@ -37,36 +55,36 @@ def evaluate(
     It can be ended at any time; the same command goes on.
     """
     from soaprl_agents.evaluation.command import evaluation_plan
-    from soaprl_agents.evaluation.report import columns, table, write_report
+    from soaprl_agents.evaluation.report import columns, headline, table, write_report
     from soaprl_agents.evaluation.runs import run_plan
     from soaprl_agents.evaluation.statistics import summarize
 
     from soaprl.cli.comparing import chosen_methods
 
     plan = evaluation_plan(
-        policy=policy,
+        policies=policy or (),
         suite=suite,
         only=tuple(word for word in only.split(",") if word),
-        methods={method.name: method for method in chosen_methods(methods, policy)},
+        methods=chosen_methods(methods),
         budgets=budgets,
         num_seeds=seeds,
         folder=out / "runs",
     )
     with progress_bar() as display:
         bar = display.add_task("evaluation", total=1.0, status="")
+
+        def listen(done: int, of: int, status: str) -> None:
+            display.update(bar, completed=done / of, status=status)
+
         try:
-            records = list(
-                run_plan(
-                    plan, lambda done, of, next_one: display.update(bar, completed=done / of, status=next_one)
-                )
-            )
+            records = list(run_plan(plan, listen, workers=workers))
         except KeyboardInterrupt:
             say("soaprl: the same command goes on from here")
             raise typer.Exit(INTERRUPTED) from None
     summary = summarize(plan, records)
-    write_report(out, summary)
+    write_report(out, suite, summary)
     say(f"soaprl: wrote {out}/summary.md, summary.json, anytime.png and profiles.png")
     if as_json:
         print_json(summary.as_json())
     else:
-        print_table(f"{suite}: {len(summary.problems)} problems", columns(summary), table(summary))
+        print_table(headline(suite, summary), columns(summary), table(summary))

@@ -31,20 +31,22 @@ def policy(tmp_path: Path) -> Path:
 
 
 def test_a_policy_is_trained_gone_on_with_evaluated_and_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, folder, report = tmp_path / "toy.yaml", tmp_path / "trained", tmp_path / "report"
     recipe.write_text(RECIPE)
     assert run(["train", "--recipe", str(recipe), "--timesteps", "0", "--out", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["ppo"]["timesteps"] == 0
     assert run(["train", "--resume", str(folder)]) == 0
-    words = ["evaluate", "--policy", str(folder), "--suite", "small", "--only", "synthetic-0,synthetic-1"]
+    words = ["evaluate", "--policy", str(folder), "--policy", str(policy), "--workers", "2"]
+    words += ["--suite", "small", "--only", "synthetic-0,synthetic-1"]
     words += ["--methods", "data-parallel,mcmc,policy", "--budgets", "1,8", "--seeds", "1"]
     capsys.readouterr()
     assert run([*words, "--out", str(report), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {cell["method"] for cell in found["cells"]} == {"data-parallel", "mcmc", "policy"}
     assert len(found["problems"]) == 2
+    assert [label["seed"] for label in found["policies"]] == [0, None]
     assert (report / "summary.md").is_file()
 
 
@@ -56,6 +58,7 @@ def test_a_policy_is_trained_gone_on_with_evaluated_and_compared(
         (["train", "--resume", "nowhere"], "expected a training to resume"),
         (["evaluate", "--policy", "nowhere"], "Name the folder of a trained policy"),
         (["evaluate", "--methods", "mcmcc"], "Did you mean 'mcmc'"),
+        (["evaluate", "--workers", "0"], "'--workers'"),
         (["search", "lenet", "-c", "p100-1x2", "-m", "polic"], "Did you mean 'policy'"),
     ],
 )

@@ -1,6 +1,7 @@
 """What an evaluation writes: a table in Markdown, plots, JSON."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from soaprl.atomic import make_folder, write_text_atomic
+from soaprl_agents.evaluation.runs import PolicyLabel
 from soaprl_agents.evaluation.statistics import Summary
 
 
@@ -43,15 +45,57 @@ def columns(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def markdown(summary: Summary) -> str:
-    """The table in Markdown."""
-    lines = [f"| {' | '.join(columns(summary))} |", "|" + "---|" * len(columns(summary))]
-    lines += [f"| {' | '.join(row)} |" for row in table(summary)]
-    return "\n".join(lines) + "\n"
+def headline(suite: str, summary: Summary) -> str:
+    """What was evaluated, in a line: problems, policies with their training seeds, search seeds."""
+    parts = [f"{suite}: {_counted(len(summary.problems), 'problem')}"]
+    if summary.policies:
+        parts.append(counted_policies(summary.policies))
+    parts.append(_counted(len(summary.seeds), "search seed"))
+    return ", ".join(parts)
 
 
-def write_report(folder: Path, summary: Summary) -> None:
-    """Write `summary.json`, `summary.md`, `anytime.png` and `profiles.png` into `folder`.
+def counted_policies(known: Sequence[PolicyLabel]) -> str:
+    """How many policies, their names and the seeds of their trainings."""
+    names = ", ".join(dict.fromkeys(label.name for label in known))
+    trained = ", ".join(_seed(label) for label in known)
+    seeds = "training seed" if len(known) == 1 else "training seeds"
+    return f"{_counted(len(known), 'policy', 'policies')} ({names}; {seeds} {trained})"
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def markdown(suite: str, summary: Summary) -> str:
+    """The tables in Markdown."""
+    text = f"{headline(suite, summary)}.\n\n{_lines(columns(summary), table(summary))}"
+    if len(summary.policies) > 1:
+        heads = [f"training seed {_seed(label)} ({label.digest})" for label in summary.policies]
+        text += "\nScore of each policy by itself, IQM:\n\n"
+        text += _lines(("method", "evaluations", *heads), by_policy(summary))
+    return text
+
+
+def by_policy(summary: Summary) -> list[list[str]]:
+    """Rows of method, budget and the score of each policy, of methods that use one."""
+    return [
+        [cell.method, f"{cell.budget:,}", *(f"{iqm:.3f}" for iqm in cell.iqm_by_policy)]
+        for cell in summary.cells
+        if cell.iqm_by_policy
+    ]
+
+
+def _seed(label: PolicyLabel) -> str:
+    return "unknown" if label.seed is None else str(label.seed)
+
+
+def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def write_report(folder: Path, suite: str, summary: Summary) -> None:
+    """Write `summary.json`, `summary.md`, `anytime.png` and `profiles.png` of a suite into `folder`.
 
     Raises:
         OutputError: A file cannot be written.
@@ -60,7 +104,7 @@ def write_report(folder: Path, summary: Summary) -> None:
     write_text_atomic(
         folder / "summary.json", json.dumps(summary.as_json(), indent=1, allow_nan=False) + "\n"
     )
-    write_text_atomic(folder / "summary.md", markdown(summary))
+    write_text_atomic(folder / "summary.md", markdown(suite, summary))
     matplotlib.use("agg", force=False)
     _anytime(summary).savefig(folder / "anytime.png", dpi=120)
     _profiles(summary).savefig(folder / "profiles.png", dpi=120)

@@ -3,13 +3,20 @@
 As Agarwal et al. recommend (Deep Reinforcement Learning at the Edge of the Statistical Precipice, 2021). The
 *score* of a run at a budget is (best time known for the problem) / (its best time): 1 is as good as anything
 that any method found, 0 nothing that fits in memory. Aggregates are interquartile means over problems and
-seeds with 95% intervals from a bootstrap stratified by problem (rliable). `ratio` is the geometric mean
-over problems and seeds of (the method's time / that of the reference method with the same seed and budget),
-over those where both found something that fits.
+runs with 95% intervals from a bootstrap stratified by problem (rliable).
+
+The *runs* of a method are its search seeds; those of a method that uses a policy are all pairs of a policy
+and a search seed. The bootstrap pools them: a repetition draws, for each problem by itself and with
+replacement, as many runs as the method has. So an interval says what other searches with policies like these
+would give; of what another training would change it only knows what these few policies show, wherefore
+`Cell.iqm_by_policy` has each by itself.
+
+`ratio` is the geometric mean of (the method's time / that of the reference method with the same search seed,
+the same policy if it uses one, and the same budget) over those where both found something that fits.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite
 from typing import Any
@@ -18,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rliable import library, metrics
 
-from soaprl_agents.evaluation.runs import DEPENDS_ON_BUDGET, EvaluationPlan, Record
+from soaprl_agents.evaluation.records import Record
+from soaprl_agents.evaluation.runs import DEPENDS_ON_BUDGET, Entry, EvaluationPlan, PolicyLabel
 
 FloatArray = NDArray[np.float64]
 
@@ -41,6 +49,8 @@ class Cell:
         wins: Probability that it is faster than the reference on a problem, ties counting half.
         speed_up: Geometric mean of its speed-up over data parallelism, where both fit.
         seconds: Mean search time after which its best strategy up to the budget was found.
+        iqm_by_policy: Interquartile mean for each policy, in the order of `Summary.policies`; empty for a
+            method that uses none.
     """
 
     method: str
@@ -53,6 +63,7 @@ class Cell:
     wins: float | None
     speed_up: float | None
     seconds: float
+    iqm_by_policy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +77,8 @@ class Summary:
             largest budget.
         profile_at: Scores.
         problems: The problems.
-        seeds: The seeds.
+        seeds: The seeds of searches.
+        policies: The policies.
     """
 
     reference: str
@@ -75,6 +87,7 @@ class Summary:
     profile_at: list[float]
     problems: tuple[str, ...]
     seeds: tuple[int, ...]
+    policies: tuple[PolicyLabel, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
@@ -83,6 +96,7 @@ class Summary:
             "reference": self.reference,
             "problems": list(self.problems),
             "seeds": list(self.seeds),
+            "policies": [label._asdict() for label in self.policies],
             "cells": [{name: getattr(cell, name) for name in names} for cell in self.cells],
             "profiles": self.profiles,
             "profile_at": self.profile_at,
@@ -90,11 +104,11 @@ class Summary:
 
 
 class Times:
-    """Best times by method and budget, each of shape [seeds, problems]; infinite where nothing fitted."""
+    """Best times by method and budget; infinite where nothing fitted."""
 
     def __init__(self, plan: EvaluationPlan, records: Sequence[Record]) -> None:
         self.plan = plan
-        self._known = {(r.problem, r.method, r.seed, r.budget): r for r in records}
+        self._known = {(r.problem, r.method, r.policy, r.seed, r.budget): r for r in records}
         names = plan.problems.names
         best = [min(min(r.best_s, default=inf) for r in records if r.problem == name) for name in names]
         self.best = np.array(best)
@@ -103,26 +117,37 @@ class Times:
         """Whether a method ran on any problem."""
         return any(r.method == method and not r.skipped for r in self._known.values())
 
+    def uses_policy(self, method: str) -> bool:
+        """Whether a method runs once for each policy."""
+        return self._entries(method)[0].policy is not None
+
     def at(self, method: str, budget: int) -> FloatArray:
-        """Best times after `budget` evaluations."""
-        return self._table(method, budget, lambda record: record.best_at(budget))
+        """Best times after `budget` evaluations, shape [runs, problems]: policy by policy, seed by seed."""
+        return np.concatenate([self._table(entry, budget, Record.best_at) for entry in self._entries(method)])
+
+    def beside(self, method: str, budget: int) -> FloatArray:
+        """Like `at`, for all policies of the plan: what uses none is repeated, so that tables compare."""
+        repeated = 1 if self.uses_policy(method) else max(1, len(self.plan.policies))
+        return np.tile(self.at(method, budget), (repeated, 1))
 
     def seconds(self, method: str, budget: int) -> float:
         """Mean search time after which the best strategy up to `budget` evaluations was found."""
-        found = self._table(method, budget, lambda record: record.found_at(budget))
+        tables = [self._table(entry, budget, Record.found_at) for entry in self._entries(method)]
+        found = np.concatenate(tables)
         return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else 0.0
 
-    def _table(self, method: str, budget: int, value: Any) -> FloatArray:
-        plan, most = self.plan, max(self.plan.budgets)
-        iterative = plan.methods[method].iterative
+    def _entries(self, method: str) -> list[Entry]:
+        return [entry for entry in self.plan.entries if entry.method.name == method]
+
+    def _table(self, entry: Entry, budget: int, value: Callable[[Record, int], float]) -> FloatArray:
+        """Shape [seeds, problems]; a method that does not depend on the seed is repeated."""
+        plan, method = self.plan, entry.method
+        allowed = budget if method.name in DEPENDS_ON_BUDGET else max(plan.budgets)
         rows = []
-        for seed in plan.seeds:
-            row = []
-            for name in plan.problems.names:
-                allowed = budget if method in DEPENDS_ON_BUDGET else most
-                record = self._known[name, method, seed if iterative else plan.seeds[0], allowed]
-                row.append(np.inf if record.skipped else value(record))
-            rows.append(row)
+        for seed in plan.seeds if method.iterative else plan.seeds[:1] * len(plan.seeds):
+            keys = [(name, method.name, entry.digest, seed, allowed) for name in plan.problems.names]
+            known = [self._known[key] for key in keys]
+            rows.append([inf if record.skipped else value(record, budget) for record in known])
         return np.array(rows)
 
 
@@ -140,6 +165,7 @@ def summarize(plan: EvaluationPlan, records: Sequence[Record], *, reference: str
         profile_at=_PROFILE_AT.tolist(),
         problems=plan.problems.names,
         seeds=plan.seeds,
+        policies=plan.policies,
     )
 
 
@@ -149,9 +175,9 @@ def _cells(times: Times, method: str, reference: str) -> list[Cell]:
     points, intervals = _estimates(scores)
     found = []
     for budget in budgets:
-        own = times.at(method, budget)
-        other = times.at(reference, budget) if reference in times.plan.methods else own
-        start = times.at("data-parallel", budget) if "data-parallel" in times.plan.methods else own
+        own = times.beside(method, budget)
+        other = times.beside(reference, budget) if reference in times.plan.methods else own
+        start = times.beside("data-parallel", budget) if "data-parallel" in times.plan.methods else own
         key = str(budget)
         found.append(
             Cell(
@@ -165,13 +191,22 @@ def _cells(times: Times, method: str, reference: str) -> list[Cell]:
                 wins=_wins(own, other),
                 speed_up=geometric_mean(start, own),
                 seconds=times.seconds(method, budget),
+                iqm_by_policy=_by_policy(times, method, scores[key]),
             )
         )
     return found
 
 
+def _by_policy(times: Times, method: str, scores: FloatArray) -> tuple[float, ...]:
+    """The interquartile mean of each policy's runs."""
+    if not times.uses_policy(method):
+        return ()
+    parts = np.split(scores, len(times.plan.policies))
+    return tuple(float(metrics.aggregate_iqm(part)) for part in parts)
+
+
 def _estimates(scores: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Interquartile mean and optimality gap for each table [seeds, problems], and their intervals [2, 2]."""
+    """Interquartile mean and optimality gap for each table [runs, problems], and their intervals [2, 2]."""
     with warnings.catch_warnings():
         # rliable hands its generator on in a way that the library below it calls deprecated.
         warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
@@ -185,7 +220,7 @@ def _estimates(scores: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], di
 
 
 def _scores(times: Times, method: str, budget: int) -> FloatArray:
-    """Scores [seeds, problems]."""
+    """Scores [runs, problems]."""
     own = times.at(method, budget)
     return np.where(np.isfinite(own), times.best / own, 0.0)
 

@@ -1,17 +1,15 @@
 """Collects lessons of many problems, a file for each: what is there already is not collected again."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from soaprl_agents.decoding import ProblemPolicy, sweep
 from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.processes import processes, shifts
 from soaprl_agents.training.lessons import Lessons, load_lessons, make_lessons, save_lessons
 from soaprl_agents.training.recipe import TeachingSection
 from soaprl_agents.training.teacher import Teacher
@@ -21,8 +19,7 @@ from soaprl_envs.features import problem_features
 from soaprl.simulator.problem import Problem
 
 _SAMPLES = 8
-# What is remembered of problems (patterns, times of tasks) is let go with the process.
-_LESSONS_A_PROCESS = 24
+_LESSONS_A_SHIFT = 24
 
 
 class Lesson(NamedTuple):
@@ -48,6 +45,7 @@ def collect_all(
     *,
     workers: int,
     say: Callable[[int, str], None],
+    each: int = _LESSONS_A_SHIFT,
 ) -> Iterator[Lessons]:
     """The lessons in their order, after those that are missing have been taught, by several processes.
 
@@ -60,6 +58,7 @@ def collect_all(
         network: If given, the teacher also starts from its samples.
         workers: Processes; 1: this one.
         say: Told how many lessons are there, and the name of the last or next one.
+        each: About how many lessons a process teaches before another takes its place.
 
     Raises:
         PolicyError: A file is damaged.
@@ -67,40 +66,28 @@ def collect_all(
     """
     missing = [lesson for lesson in lessons if not lesson.path.is_file()]
     if workers > 1 and len(missing) > 1:
-        _teach_in_processes(missing, settings, network, min(workers, len(missing)), len(lessons), say)
+        taught = _taught(missing, settings, network, workers, each)
+        for done, lesson in enumerate(taught, len(lessons) - len(missing) + 1):
+            say(done, lesson.name)
     for number, lesson in enumerate(lessons):
         say(number, lesson.name)
         yield collect(lesson, settings, network)
 
 
-def _teach_in_processes(
+def _taught(
     missing: Sequence[Lesson],
     settings: TeachingSection,
     network: PolicyNetwork | None,
     workers: int,
-    total: int,
-    say: Callable[[int, str], None],
-) -> None:
-    """Every missing lesson is written to its file."""
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),
-        initializer=_begin_worker,
-        max_tasks_per_child=_LESSONS_A_PROCESS,
-    )
-    try:
-        running = {pool.submit(_write, lesson, settings, network): lesson for lesson in missing}
-        for done, future in enumerate(as_completed(running), total - len(missing) + 1):
-            future.result()
-            say(done, running[future].name)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    # The process that asked for the lessons decides what an interrupt means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    each: int,
+) -> Iterator[Lesson]:
+    """Every missing lesson, when it has been written to its file."""
+    for shift in shifts(missing, workers * each):
+        with processes(min(workers, len(shift))) as pool:
+            running = {pool.submit(_write, lesson, settings, network): lesson for lesson in shift}
+            for future in as_completed(running):
+                future.result()
+                yield running[future]
 
 
 def _write(lesson: Lesson, settings: TeachingSection, network: PolicyNetwork | None) -> None:
