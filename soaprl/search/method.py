@@ -48,6 +48,8 @@ class Method:
         chains: Runs it with several chains side by side; None for methods without chains.
         started: Runs it from a given strategy; None for methods that begin with nothing.
         whole_batch: Whether it only knows strategies without micro-batches.
+        chooses_sharding: Whether it chooses sharding and micro-batches itself, so that a given strategy's are
+            only where it begins.
     """
 
     name: str
@@ -59,3 +61,4 @@ class Method:
     chains: ChainsFunction | None = None
     started: StartedFunction | None = None
     whole_batch: bool = False
+    chooses_sharding: bool = False

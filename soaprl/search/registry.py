@@ -177,6 +177,8 @@ def _improving() -> tuple[Method, ...]:
             iterative=True,
             resumable=True,
             function=joint,
+            started=joint,
+            chooses_sharding=True,
         ),
         Method(
             name="coordinate-descent",
@@ -248,7 +250,7 @@ def search(
         num_chains: Chains that walk side by side, for methods that have chains.
         more_evaluators: Answer as the task's evaluator does; several chains use a thread for each.
         start: A strategy to begin with, for methods that improve one; None: those that the method makes. What
-            is found shards what it does, and has its micro-batches.
+            is found shards what it does, and has its micro-batches, unless the method chooses them.
 
     Raises:
         UnknownNameError: There is no method of this name.
@@ -282,9 +284,10 @@ def _started(method: Method, task: SearchTask, start: Strategy, num_chains: int)
         raise SearchError(
             f"expected one chain from a given strategy, found {num_chains}. Leave one of the two out."
         )
-    sharding = task.sharding if start.sharding is Sharding.NONE else start.sharding
-    micro_batches = task.micro_batches if start.is_whole else start.micro_batches
-    task = replace(task, sharding=sharding, micro_batches=micro_batches)
+    if not method.chooses_sharding:
+        sharding = task.sharding if start.sharding is Sharding.NONE else start.sharding
+        micro_batches = task.micro_batches if start.is_whole else start.micro_batches
+        task = replace(task, sharding=sharding, micro_batches=micro_batches)
     _check_micro_batches(method, task)
     return method.started(task, start)
 

@@ -63,6 +63,12 @@ class Trial(NamedTuple):
 Replay: TypeAlias = Callable[[dict[str, Any]], Scored]
 
 
+class Preparation(NamedTuple):
+    """A piece of the work that comes before the next trial is done: of what, for people. There is more."""
+
+    stage: str
+
+
 class View(NamedTuple):
     """Where a procedure stands, for people: what it does, its strategy's time, accepted proposals."""
 
@@ -88,8 +94,12 @@ class Procedure(Protocol[S]):
         """Where it stands before the first evaluation; the first trial has no limit."""
         ...
 
-    def propose(self, state: S) -> Trial | None:
-        """What to evaluate next, or None if the search is over."""
+    def propose(self, state: S) -> Trial | Preparation | None:
+        """What to evaluate next, or None if the search is over.
+
+        Long work before it is done in pieces of a second or less, one a call, so that a budget in seconds or
+        an interrupt can end the search between two of them.
+        """
         ...
 
     def advance(self, state: S, trial: Trial, evaluation: Evaluation | None) -> S:
@@ -135,10 +145,16 @@ def run_procedure(task: SearchTask, procedure: Procedure[S]) -> SearchResult:
     score, interrupted = score_within(task.evaluator), False
     now, report_s, save_s = elapsed_s, elapsed_s, elapsed_s + _SAVE_EVERY_S
     try:
-        while not task.budget.spent(position.num_evaluations, now):
+        while position.best is None or not task.budget.spent(position.num_evaluations, now):
             trial = procedure.propose(position.state)
             if trial is None:
                 break
+            if isinstance(trial, Preparation):
+                now = task.clock() - origin_s
+                if now >= report_s:
+                    report_s = now + _REPORT_EVERY_S
+                    _report(task, procedure, position, now, trial.stage)
+                continue
             evaluation = score(trial.strategy, trial.limit_s)
             now = task.clock() - origin_s
             position = _after(procedure, position, trial, evaluation, now)
@@ -243,14 +259,17 @@ def _after(
     return replace(position, state=state, num_evaluations=number, initial_time_s=first_s, best=best)
 
 
-def _report(task: SearchTask, procedure: Procedure[S], position: _Position[S], now: float) -> None:
+def _report(
+    task: SearchTask, procedure: Procedure[S], position: _Position[S], now: float, stage: str | None = None
+) -> None:
+    """Tells where the search stands, and what it does if that is not where it stands."""
     if task.progress is None or position.best is None:
         return
     view = procedure.view(position.state)
     task.progress(
         ProgressReport(
             method=procedure.method,
-            stage=view.stage,
+            stage=view.stage if stage is None else stage,
             num_evaluations=position.num_evaluations,
             elapsed_s=now,
             best_time_s=position.best.time_s,

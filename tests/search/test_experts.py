@@ -194,7 +194,7 @@ def test_mcmc_with_experts_is_resumed_where_it_was_interrupted(tmp_path: Path) -
 def test_methods_that_improve_begin_with_a_given_strategy() -> None:
     problem = toy_problem(chain(), 2)
     start = search("single-device", toy_task(problem, Synthetic())).strategy
-    for method in ("coordinate-descent", "annealing", "evolution"):
+    for method in ("coordinate-descent", "annealing", "evolution", "joint"):
         evaluator = Synthetic()
         result = search(method, toy_task(problem, evaluator, evaluations=40), start=start)
         assert result.initial_time_s == evaluator.cost(start)
@@ -206,7 +206,7 @@ def test_methods_that_improve_begin_with_a_given_strategy() -> None:
 
 def test_a_start_for_another_cluster_is_refused() -> None:
     start = data_parallel(chain(), toy_problem(chain(), 4).cluster)
-    for method in ("mcmc", "coordinate-descent", "annealing", "evolution"):
+    for method in ("mcmc", "coordinate-descent", "annealing", "evolution", "joint"):
         with pytest.raises(StrategyError, match="device ids from 0 to 1"):
             search(method, toy_task(toy_problem(chain(), 2), Synthetic()), start=start)
 

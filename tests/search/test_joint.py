@@ -6,19 +6,23 @@ from itertools import groupby
 
 import pytest
 
+from soaprl.cluster.cluster import DeviceType
 from soaprl.cluster.presets import cluster_from_name
+from soaprl.cost.model import Shard, TaskTime
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.errors import SearchError
 from soaprl.graph.capture import capture_model
+from soaprl.graph.operators import Operator, OperatorGraph
 from soaprl.search.joint import JointSettings, joint
 from soaprl.search.joint.arms import Arm, Waves
 from soaprl.search.joint.moves import Moves, kinds
+from soaprl.search.pipeline import pipelines
 from soaprl.search.registry import search
-from soaprl.search.task import SearchTask
+from soaprl.search.task import ProgressReport, SearchTask
 from soaprl.simulator import Evaluation, Problem, SimulationOptions, Simulator
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
-from tests.search.synthetic import Score, Synthetic, toy_problem, toy_task
+from tests.search.synthetic import Score, Steps, Synthetic, toy_problem, toy_task
 from tests.simulator.random_problems import random_problem, random_strategy
 from tests.toys import TableCost, chain, data_parallel_toy, toy_type, uniform_cluster
 
@@ -74,7 +78,7 @@ def test_a_bracket_gives_each_round_as_many_evaluations_and_half_as_many_arms() 
     problem = toy_problem(chain(num_operators=4, sample=8), 2)
     num_starts = len(Waves(toy_task(problem, evaluator)).wave(0)[0].starts)
     settings = JointSettings(arms=4, first_steps=8)
-    joint(toy_task(problem, evaluator, evaluations=4 * num_starts + 3 * 32), settings)
+    joint(toy_task(problem, evaluator, evaluations=4 * num_starts + 3 * 32), None, settings)
     runs = [len(list(group)) for _, group in groupby(evaluator.arms)]
     assert runs[:4] == [num_starts] * 4
     # Four arms of 8 steps, two of 16, one of 32; the same arm may end a round and begin the next.
@@ -92,7 +96,7 @@ def test_after_a_bracket_the_next_wave_is_opened_and_steps_are_twice_as_many() -
     opened = [sum(len(arm.starts) for arm in wave) for wave in (first, second)]
     settings = JointSettings(arms=2, first_steps=4)
     # A bracket of two rounds of 8 evaluations, then one of two rounds of 16.
-    joint(toy_task(problem, evaluator, evaluations=opened[0] + 16 + opened[1] + 32), settings)
+    joint(toy_task(problem, evaluator, evaluations=opened[0] + 16 + opened[1] + 32), None, settings)
     at = opened[0] + 16
     assert {m for m, _ in evaluator.arms[:at]} == {1}
     assert {m for m, _ in evaluator.arms[at : at + opened[1]]} == {second[0].micro_batches}
@@ -137,7 +141,7 @@ def test_every_evaluation_is_that_of_a_fresh_simulator() -> None:
 
     evaluator = Checked(problem)
     task = toy_task(problem, evaluator, evaluations=260)
-    found = joint(task, JointSettings(arms=3, first_steps=3))
+    found = joint(task, None, JointSettings(arms=3, first_steps=3))
     assert found.num_evaluations == 260
     assert {m for m, _ in asked} > {1, 2}
     assert {sharding for _, sharding in asked} == set(Sharding)
@@ -156,6 +160,73 @@ def test_it_is_at_least_as_good_as_every_expert_for_a_transformer(cluster: str) 
             expert = search(name, replace(task, sharding=sharding))
             assert found.evaluation.iteration_time_s <= expert.evaluation.iteration_time_s, (name, sharding)
     assert found.num_evaluations == 400
+
+
+class Counting:
+    """A cost model, and a clock that moves by a second with each task that the model is asked about."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def task_time(
+        self, graph: OperatorGraph, operator: Operator, shard: Shard, device_type: DeviceType
+    ) -> TaskTime:
+        self.now += 1.0
+        return TableCost().task_time(graph, operator, shard, device_type)
+
+    def update_time(self, num_bytes: int, device_type: DeviceType) -> float:
+        return TableCost().update_time(num_bytes, device_type)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_budget_in_seconds_ends_it_between_estimates() -> None:
+    cost = Counting()
+    problem = Problem(graph=chain(num_operators=8, sample=64), cluster=uniform_cluster(8), cost=cost)
+    pipelines(problem)
+    all_estimates_s, cost.now = cost.now, 0.0
+    evaluator = Recording()
+    task = toy_task(problem, evaluator, evaluations=None, seconds=0.1 * all_estimates_s, clock=cost)
+    found = joint(task)
+    # The first wave and a bracket ask for no estimate; the second wave would take ten times the budget.
+    assert {m for m, _ in evaluator.arms} == {1}
+    assert found.num_evaluations == evaluator.calls > 16
+    assert 0.1 * all_estimates_s <= found.search_time_s < 0.2 * all_estimates_s
+
+
+def test_even_without_time_a_search_makes_one_evaluation() -> None:
+    cost = Counting()
+    problem = Problem(graph=chain(num_operators=4, sample=8), cluster=uniform_cluster(2), cost=cost)
+    task = toy_task(problem, Recording(), evaluations=None, seconds=1.0, clock=cost)
+    found = joint(replace(task, micro_batches=4))
+    assert (found.num_evaluations, found.strategy.micro_batches) == (1, 4)
+
+
+def test_while_it_estimates_it_says_so() -> None:
+    problem = toy_problem(chain(num_operators=4, sample=8), 2)
+    reports: list[ProgressReport] = []
+    joint(toy_task(problem, Synthetic(), evaluations=300, clock=Steps(step=1.0), progress=reports.append))
+    stages = [stage for stage, _ in groupby(report.stage for report in reports)]
+    assert stages.count("more micro-batches") == 1
+    assert stages[0].startswith("bracket 1: ")
+
+
+def test_a_given_strategy_comes_first_and_decides_only_where_the_search_begins() -> None:
+    problem = chain_of_layers()
+    plain = replace(data_parallel_toy(problem.graph, 4), sharding=Sharding.ZERO1)
+    start = replace(plain, micro_batches=2, schedule=Schedule.GPIPE)
+    evaluator = Recording()
+    task = toy_task(problem, evaluator, evaluations=500)
+    found = search("joint", task, start=start)
+    assert found.initial_time_s == evaluator.cost(start)
+    # Its arm alone makes the steps of the first bracket; then the others are opened, as without it.
+    assert set(evaluator.arms[:9]) == {(2, Sharding.ZERO1)}
+    assert {(m, s) for m in (1, 2) for s in Sharding} <= set(evaluator.arms)
+    again = search("joint", toy_task(problem, Recording(), evaluations=200), start=found.strategy)
+    assert again.evaluation.iteration_time_s <= found.evaluation.iteration_time_s
 
 
 @pytest.mark.parametrize("wrong", [{"arms": 0}, {"first_steps": 0}, {"temperature": 0.0}])

@@ -120,9 +120,10 @@ def pipe_problem(sample: int = 16) -> Problem:
 
 
 STARTED = [name for name, method in methods().items() if method.started is not None]
+STAYING = [name for name in STARTED if not methods()[name].chooses_sharding]
 
 
-@pytest.mark.parametrize("method", STARTED)
+@pytest.mark.parametrize("method", STAYING)
 @pytest.mark.parametrize("num_stages", [1, 2])
 def test_a_search_from_a_strategy_with_micro_batches_stays_with_them(method: str, num_stages: int) -> None:
     problem = pipe_problem()
@@ -210,9 +211,10 @@ def test_a_search_with_micro_batches_goes_on_from_its_file(method: str, tmp_path
         assert resumed.strategy == whole.strategy
         assert np.array_equal(resumed.history_best_s, whole.history_best_s)
     kept = json.loads((tmp_path / "whole.json").read_text())["best"]
-    assert (kept["micro_batches"], kept["schedule"]) == (4, "1f1b")
+    if method in STAYING:
+        assert (kept["micro_batches"], kept["schedule"]) == (4, "1f1b")
     again = search(method, task(60, "whole.json", resume=True), start=start)
-    assert again.strategy.micro_batches == 4
+    assert again.strategy == whole.strategy
     with pytest.raises(SearchError, match="the state of another search: starts was"):
         search(method, task(80, "whole.json", resume=True), start=replace(start, schedule=Schedule.GPIPE))
 

@@ -1,12 +1,13 @@
 """The arms of joint search: choices of sharding and micro-batches, each with experts' strategies for it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from soaprl.errors import GraphError
 from soaprl.graph.operators import OperatorGraph
 from soaprl.search.experts import starting_strategies
-from soaprl.search.pipeline import Pipeline, pipelines
+from soaprl.search.pipeline import Pipeline, best_first, estimated_pipelines
 from soaprl.search.task import SearchTask
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Sharding, Strategy
@@ -45,13 +46,19 @@ class Waves:
     A wave is all shardings of one number of micro-batches: first the whole batch, then the other numbers by
     the best estimate of a pipeline, or of accumulation, with so many (`soaprl.search.pipeline`), estimated
     only once they are asked for. A task that asks for a sharding or a number gets arms of that one alone.
+    A given start has an arm of its own before all others, and is its only start.
 
     Args:
         task: The task.
+        given: Strategies to begin with, by name.
     """
 
-    def __init__(self, task: SearchTask) -> None:
+    def __init__(self, task: SearchTask, given: tuple[tuple[str, Strategy], ...] = ()) -> None:
         self._task = task
+        self._first = tuple(_given_arm(name, strategy) for name, strategy in given)
+        self._estimates: Iterator[Pipeline] | None = None
+        self._estimated: list[Pipeline] = []
+        self._by_count: dict[int, tuple[tuple[str, Strategy], ...]] | None = None
 
     def graph(self, micro_batches: int) -> OperatorGraph:
         """The graph that configurations of an arm are of."""
@@ -59,17 +66,34 @@ class Waves:
             self._graphs[micro_batches] = replace(self._task, micro_batches=micro_batches).part.graph
         return self._graphs[micro_batches]
 
+    def ready(self, number: int) -> bool:
+        """Whether `wave` needs no more estimates."""
+        return number < self._num_whole or self._by_count is not None
+
+    def prepare(self) -> None:
+        """Makes one more of the estimates that the waves with micro-batches need."""
+        if self._estimates is None:
+            asked = self._task.micro_batches
+            self._estimates = estimated_pipelines(self._task.problem, asked if asked > 1 else None)
+        try:
+            self._estimated.append(next(self._estimates))
+        except (StopIteration, GraphError):
+            # Where samples depend on each other, the batch is whole, or the task could not be had at all.
+            self._by_count = _starts_by_count(self._estimated)
+
     def wave(self, number: int) -> tuple[Arm, ...]:
         """The arms of a wave; none if there is no such wave."""
-        whole = self._task.micro_batches == 1
-        if whole and number == 0:
-            return self._whole
-        at = number - whole
-        counts = list(self._by_count)
-        if at >= len(counts):
-            return ()
-        starts = self._by_count[counts[at]]
-        return tuple(_arm(sharding, counts[at], starts) for sharding in self._shardings)
+        if number < self._num_whole:
+            return self._whole if number == len(self._first) else self._first
+        while self._by_count is None:
+            self.prepare()
+        counts = list(self._by_count)[number - self._num_whole :]
+        return tuple(_arm(s, counts[0], self._by_count[counts[0]]) for s in self._shardings) if counts else ()
+
+    @property
+    def _num_whole(self) -> int:
+        """Number of waves that no pipelines are estimated for."""
+        return len(self._first) + (self._task.micro_batches == 1)
 
     @cached_property
     def _graphs(self) -> dict[int, OperatorGraph]:
@@ -89,19 +113,17 @@ class Waves:
         starts = starting_strategies(self._task.problem)
         return tuple(_arm(sharding, 1, starts) for sharding in self._shardings)
 
-    @cached_property
-    def _by_count(self) -> dict[int, tuple[tuple[str, Strategy], ...]]:
-        """The starts by number of micro-batches, in the order of the waves."""
-        task = self._task
-        try:
-            found = pipelines(task.problem, task.micro_batches if task.micro_batches > 1 else None)
-        except GraphError:
-            # Samples depend on each other: the batch is whole, or the task could not be had at all.
-            return {}
-        by_count: dict[int, list[Pipeline]] = {}
-        for pipeline in found:
-            by_count.setdefault(pipeline.strategy.micro_batches, []).append(pipeline)
-        return {number: _starts(group) for number, group in by_count.items()}
+
+def _starts_by_count(found: list[Pipeline]) -> dict[int, tuple[tuple[str, Strategy], ...]]:
+    """The starts by number of micro-batches, in the order of the waves."""
+    by_count: dict[int, list[Pipeline]] = {}
+    for pipeline in best_first(found):
+        by_count.setdefault(pipeline.strategy.micro_batches, []).append(pipeline)
+    return {number: _starts(group) for number, group in by_count.items()}
+
+
+def _given_arm(name: str, strategy: Strategy) -> Arm:
+    return Arm(sharding=strategy.sharding, micro_batches=strategy.micro_batches, starts=((name, strategy),))
 
 
 def _arm(sharding: Sharding, number: int, starts: tuple[tuple[str, Strategy], ...]) -> Arm:

@@ -10,9 +10,10 @@ hyperparameter optimization*, AISTATS 2016):
     bracket   the best `arms` arms make s steps each, the better half of them 2 s, and so on to the last one
     again     with s twice as large, each walk from the best of its arm, and with the next wave opened
 
-While nothing that was opened fits in memory, further waves are opened before the bracket. Arms are ranked by
-the best that they found (`soaprl.search.task.rank`). No budget has to be known in advance, and a search with
-a larger budget goes on exactly where it ended.
+While nothing that was opened fits in memory, further waves are opened before the bracket. What has to be
+estimated before a wave can be opened is estimated in pieces, so that a budget in seconds may end the search
+between two of them. Arms are ranked by the best that they found (`soaprl.search.task.rank`). No budget has to
+be known in advance, and a search with a larger budget goes on exactly where it ended.
 
 One step changes some operators (`soaprl.search.joint.moves`) and is accepted with probability
 min(1, exp(-(cost(S*) - cost(S)) / T)), with T the `temperature` times the time that the walk begins with in
@@ -25,14 +26,16 @@ from math import inf
 from typing import Any
 
 from soaprl.errors import SearchError
+from soaprl.search.experts import starts_for
 from soaprl.search.joint.arms import Arm, Waves
 from soaprl.search.joint.moves import Moves
 from soaprl.search.state import Signature
-from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_procedure
+from soaprl.search.stepping import Preparation, Replay, Scored, Trial, View, packed, run_procedure
 from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
 from soaprl.strategy.strategy import Strategy
 
 METHOD = "joint"
+_PREPARING = "more micro-batches"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +61,21 @@ class JointSettings:
             raise SearchError(f"expected a temperature above 0, found {self.temperature}.")
 
 
-def joint(task: SearchTask, settings: JointSettings | None = None) -> SearchResult:
+def joint(
+    task: SearchTask, start: Strategy | None = None, settings: JointSettings | None = None
+) -> SearchResult:
     """Search configurations, sharding and micro-batches together; see the module.
 
-    What the task says of sharding or micro-batches is left as it is.
+    What the task says of sharding or micro-batches is left as it is. A start is evaluated first and has an
+    arm of its own, which keeps the start's sharding and micro-batches; the other arms are as without it.
 
     Raises:
         SearchError: The budget has no limit, or the state file is missing or belongs to another search.
+        StrategyError: `start` does not fit the graph or the cluster.
         OutputError: The state file cannot be written.
     """
-    return run_procedure(task, Joint(task, settings or JointSettings()))
+    given = () if start is None else starts_for(task, start)
+    return run_procedure(task, Joint(task, settings or JointSettings(), given))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +111,7 @@ class Halving:
 
     Attributes:
         waves: Waves opened.
+        wanted: Waves that are to be open; more than `waves` while one is prepared.
         walks: Where each arm of these stands, in their order.
         bracket: Number of the bracket.
         alive: The arms in this round of the bracket; empty while a bracket is to begin.
@@ -112,6 +121,7 @@ class Halving:
     """
 
     waves: int = 0
+    wanted: int = 1
     walks: tuple[Walk, ...] = ()
     bracket: int = 0
     alive: tuple[int, ...] = ()
@@ -125,26 +135,32 @@ class Joint:
 
     method = METHOD
 
-    def __init__(self, task: SearchTask, settings: JointSettings) -> None:
-        self._task, self._settings = task, settings
-        self._waves = Waves(task)
+    def __init__(
+        self, task: SearchTask, settings: JointSettings, given: tuple[tuple[str, Strategy], ...] = ()
+    ) -> None:
+        self._task, self._settings, self._given = task, settings, given
+        self._waves = Waves(task, given)
+        # The arms of the waves at hand, and where those of each wave end.
         self._arms: list[Arm] = []
-        self._num_waves = 0
+        self._ends = [0]
         self._moves: dict[int, Moves] = {}
 
     @property
     def settings(self) -> Signature:
-        """How evaluations are dealt out, and what the task leaves open."""
+        """How evaluations are dealt out, what the task leaves open, and the start's name."""
         asked = {"sharding": str(self._task.sharding), "micro_batches": self._task.micro_batches}
-        return {**asdict(self._settings), **asked}
+        return {**asdict(self._settings), **asked, "starts": ", ".join(name for name, _ in self._given)}
 
     def begin(self) -> Halving:
         """Nothing is opened."""
         return Halving()
 
-    def propose(self, state: Halving) -> Trial:
+    def propose(self, state: Halving) -> Trial | Preparation:
         """The next start, or the next step of the arm whose turn it is."""
-        state = self._opened(state)
+        state = self._settled(state)
+        if not self._fetched(state.wanted):
+            self._waves.prepare()
+            return Preparation(_PREPARING)
         number = self._at_hand(state)
         arm, walk = self._arms[number], state.walks[number]
         if walk.num_starts < len(arm.starts):
@@ -159,7 +175,7 @@ class Joint:
 
     def advance(self, state: Halving, trial: Trial, evaluation: Evaluation | None) -> Halving:
         """After the trial; the next arm, round or bracket begins where the last one is over."""
-        state = self._opened(state)
+        state = self._settled(state)
         number = self._at_hand(state)
         arm, walk = self._arms[number], state.walks[number]
         tried = None if evaluation is None else Scored(trial.strategy, evaluation)
@@ -177,8 +193,8 @@ class Joint:
 
     def view(self, state: Halving) -> View:
         """The bracket, and the arm whose turn it is."""
-        if not state.walks or not self._arms:
-            return View("starts", 0.0, 0)
+        if state.waves < state.wanted or len(self._arms) < len(state.walks):
+            return View(_PREPARING, 0.0, state.num_accepted)
         number = self._at_hand(state)
         current = state.walks[number].current
         stage = f"bracket {state.bracket + 1}: {self._arms[number].name}"
@@ -190,6 +206,7 @@ class Joint:
         """Numbers as they are, strategies as the state file has them."""
         return {
             "waves": state.waves,
+            "wanted": state.wanted,
             "walks": [_packed_walk(walk) for walk in state.walks],
             "bracket": state.bracket,
             "alive": list(state.alive),
@@ -202,6 +219,7 @@ class Joint:
         """Where it stood."""
         return Halving(
             waves=int(content["waves"]),
+            wanted=int(content["wanted"]),
             walks=tuple(_unpacked_walk(walk, replay) for walk in content["walks"]),
             bracket=int(content["bracket"]),
             alive=tuple(int(number) for number in content["alive"]),
@@ -210,24 +228,27 @@ class Joint:
             num_accepted=int(content["num_accepted"]),
         )
 
-    def _opened(self, state: Halving) -> Halving:
-        """`state` with the arms of its waves at hand, and with the first wave opened."""
-        while self._num_waves < max(1, state.waves):
-            self._arms += self._waves.wave(self._num_waves)
-            self._num_waves += 1
-        if state.waves == 0:
-            return replace(state, waves=1, walks=(Walk(),) * len(self._arms))
-        return state
-
-    def _next_wave(self, state: Halving) -> Halving:
-        """`state` with one more wave opened; as it was if there is none."""
-        wave = self._waves.wave(state.waves)
-        if not wave:
-            return state
-        if self._num_waves == state.waves:
+    def _fetched(self, num_waves: int) -> bool:
+        """Whether the arms of so many waves, or of all there are, are at hand; takes those that are ready."""
+        while len(self._ends) <= num_waves:
+            if not self._waves.ready(len(self._ends) - 1):
+                return False
+            wave = self._waves.wave(len(self._ends) - 1)
+            if not wave:
+                break
             self._arms += wave
-            self._num_waves += 1
-        return replace(state, waves=state.waves + 1, walks=(*state.walks, *(Walk(),) * len(wave)))
+            self._ends.append(len(self._arms))
+        return True
+
+    def _opened(self, state: Halving) -> Halving:
+        """`state` with the waves open that it wants, as far as there are so many; they are at hand."""
+        waves = min(state.wanted, len(self._ends) - 1)
+        new = self._ends[waves] - self._ends[state.waves]
+        return replace(state, waves=waves, wanted=waves, walks=(*state.walks, *(Walk(),) * new))
+
+    def _may_open(self, state: Halving) -> bool:
+        """Whether there may be one more wave."""
+        return not self._waves.ready(state.waves) or bool(self._waves.wave(state.waves))
 
     def _at_hand(self, state: Halving) -> int:
         """The arm with a start to evaluate, or whose turn it is."""
@@ -237,13 +258,17 @@ class Joint:
         return state.alive[state.turn]
 
     def _settled(self, state: Halving) -> Halving:
-        """`state` moved on to where an evaluation is due."""
-        while True:
+        """`state` moved on to where an evaluation is due, or a wave that is not ready."""
+        while self._fetched(state.wanted):
+            if state.waves < state.wanted:
+                state = self._opened(state)
             if any(w.num_starts < len(a.starts) for w, a in zip(state.walks, self._arms, strict=False)):
                 return state
             if not state.alive:
-                more = self._next_wave(state) if all(walk.rank[0] for walk in state.walks) else state
-                state = more if more is not state else self._bracket_begun(state)
+                if all(walk.rank[0] for walk in state.walks) and self._may_open(state):
+                    state = replace(state, wanted=state.waves + 1)
+                else:
+                    state = self._bracket_begun(state)
             elif state.left > 0:
                 return state
             elif state.turn + 1 < len(state.alive):
@@ -253,7 +278,8 @@ class Joint:
                 state = replace(state, alive=tuple(sorted(kept)), turn=0)
                 state = replace(state, left=self._steps(state))
             else:
-                state = self._next_wave(replace(state, bracket=state.bracket + 1, alive=(), turn=0))
+                state = replace(state, bracket=state.bracket + 1, alive=(), turn=0, wanted=state.waves + 1)
+        return state
 
     def _bracket_begun(self, state: Halving) -> Halving:
         kept = self._ranked(state, range(len(state.walks)))[: self._settings.arms]

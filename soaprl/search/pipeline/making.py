@@ -1,6 +1,6 @@
 """Makes all pipelines of a problem, with estimates of what they take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,7 +66,7 @@ class _Shape:
 
 
 def pipelines(problem: Problem, num_micro_batches: int | None = None) -> tuple[Pipeline, ...]:
-    """All pipelines, best first: those expected to fit by their estimated time, then the others.
+    """All pipelines, in the order of `best_first`.
 
     One stage is among them: gradient accumulation.
 
@@ -78,8 +78,17 @@ def pipelines(problem: Problem, num_micro_batches: int | None = None) -> tuple[P
     Raises:
         GraphError: Samples depend on each other, so that the batch cannot be cut.
     """
-    graph, found = problem.graph, []
-    refusal: GraphError | None = None
+    return best_first(estimated_pipelines(problem, num_micro_batches))
+
+
+def best_first(found: Iterable[Pipeline]) -> tuple[Pipeline, ...]:
+    """Those expected to fit by their estimated time, then the others."""
+    return tuple(sorted(found, key=lambda pipeline: (not pipeline.fits, pipeline.estimated_s)))
+
+
+def estimated_pipelines(problem: Problem, num_micro_batches: int | None = None) -> Iterator[Pipeline]:
+    """What `pipelines` puts in order, one by one: a large model on many devices takes a while."""
+    graph, refusal, any_found = problem.graph, None, False
     tables = cluster_tables(problem.cluster, paper=problem.options.paper)
     counts = _micro_batch_counts(graph, problem.cluster.num_devices)
     for number in counts if num_micro_batches is None else [num_micro_batches]:
@@ -89,12 +98,11 @@ def pipelines(problem: Problem, num_micro_batches: int | None = None) -> tuple[P
             refusal = error
             continue
         costs = OperatorCosts(problem, part)
-        found += [
-            _pipeline(problem, tables, costs, shape) for shape in _shapes(problem.cluster, part, number)
-        ]
-    if not found and refusal is not None:
+        for shape in _shapes(problem.cluster, part, number):
+            any_found = True
+            yield _pipeline(problem, tables, costs, shape)
+    if refusal is not None and not any_found:
         raise refusal
-    return tuple(sorted(found, key=lambda pipeline: (not pipeline.fits, pipeline.estimated_s)))
 
 
 def _micro_batch_counts(graph: OperatorGraph, num_devices: int) -> list[int]:
