@@ -36,6 +36,7 @@ from soaprl.errors import SoaprlError
 USER_ERROR = 2
 OUR_FAULT = 1
 TRACEBACK_VARIABLE = "SOAPRL_TRACEBACK"
+_ENDING = b"soaprl: ending; Ctrl-C once more ends it at once, and what was found may be lost\n"
 
 app = typer.Typer(
     name="soaprl",
@@ -105,11 +106,19 @@ def run(arguments: Sequence[str], *, interrupts: Sequence[int] = ()) -> int:
 
 
 def main() -> NoReturn:
-    """Run the process's command line and exit."""
+    """Run the process's command line and exit.
+
+    The first interrupt ends what is at work; while the command writes and shows what it has, a second one
+    waits, because some programs pass a terminal's Ctrl-C on and so send it twice. A third ends the command.
+    """
     interrupts: list[int] = []
 
     def note_and_raise(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
+        if len(interrupts) == 2:
+            # A print may come in the middle of another one.
+            os.write(sys.stderr.fileno(), _ENDING)
+            return
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGINT, note_and_raise)

@@ -112,6 +112,8 @@ def run_beside_baseline(
 ) -> tuple[SearchResult, SearchResult]:
     """What `method` finds, and data parallelism to compare it with."""
     simulator = ready_simulator(prepared.problem)
+    # Nothing comes after the search that an interrupt could end.
+    baseline = run_method(simulator, "data-parallel", budget)
     result = run_method(
         simulator,
         method,
@@ -124,7 +126,7 @@ def run_beside_baseline(
         sharding=prepared.sharding,
         micro_batches=prepared.micro_batches,
     )
-    return result, run_method(simulator, "data-parallel", budget)
+    return result, baseline
 
 
 def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed: int) -> list[SearchResult]:

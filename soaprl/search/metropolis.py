@@ -243,7 +243,10 @@ def _walked(run: _Run, position: Position) -> tuple[Position, bool]:
     )
     chain, interrupted = walk(walker, position.chain, _limits(run, position))
     ended = replace(position, chain=chain)
-    _report(run, ended, run.elapsed())
+    try:
+        _report(run, ended, run.elapsed())
+    except KeyboardInterrupt:
+        interrupted = True
     return ended, interrupted
 
 

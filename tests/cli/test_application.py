@@ -57,3 +57,33 @@ def test_an_error_after_an_interrupt_is_the_interrupt(
 ) -> None:
     assert run([broken_command], interrupts=[signal.SIGINT]) == 130
     assert capsys.readouterr().err == "soaprl: interrupted\n"
+
+
+STUBBORN = """
+import signal, sys
+from soaprl.cli import application
+
+@application.app.command("stubborn")
+def stubborn(times: int) -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        for _ in range(times - 1):
+            signal.raise_signal(signal.SIGINT)
+        print("what was found")
+
+sys.argv[1:] = ["stubborn", sys.argv[1]]
+application.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "code", "out"), [(1, 0, "what was found\n"), (2, 0, "what was found\n"), (3, 130, "")]
+)
+def test_a_second_interrupt_waits_for_what_the_first_one_ended_and_a_third_does_not(
+    times: int, code: int, out: str
+) -> None:
+    command = [sys.executable, "-c", STUBBORN, str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert ("soaprl: ending; Ctrl-C once more ends it at once" in done.stderr) is (times > 1)

@@ -8,7 +8,7 @@ import pytest
 from soaprl.errors import OutputError, SearchError
 from soaprl.search.metropolis import Expert, MetropolisSettings, metropolis
 from soaprl.search.proposals import ProposalSettings
-from soaprl.search.task import Budget, Evaluation, Evaluator, SearchResult
+from soaprl.search.task import Budget, Evaluation, Evaluator, ProgressReport, SearchResult
 from soaprl.strategy.baselines import data_parallel, single_device
 from soaprl.strategy.strategy import Strategy
 from soaprl.strategy.validation import check_strategy
@@ -211,6 +211,23 @@ def test_an_interrupt_before_anything_was_found_is_passed_on() -> None:
     task = toy_task(toy_problem(chain(), 2), Interrupting(Synthetic(), 1))
     with pytest.raises(KeyboardInterrupt):
         metropolis(task)
+
+
+def test_an_interrupt_by_the_last_report_of_a_start_loses_none_of_its_steps(tmp_path: Path) -> None:
+    path, evaluator = tmp_path / "state.json", Synthetic()
+
+    def stop(report: ProgressReport) -> None:
+        # The first of two starts has half of the budget.
+        if report.num_evaluations == 15:
+            raise KeyboardInterrupt
+
+    graph, settings = chain(), replace(SETTINGS, num_random_starts=1, patience=1.0)
+    task = toy_task(toy_problem(graph, 2), evaluator, evaluations=30, state_path=path)
+    result = metropolis(replace(task, progress=stop), settings)
+    assert result.interrupted
+    assert result.num_evaluations == 15
+    resumed = metropolis(replace(task, resume=True), settings)
+    assert outcome(resumed) == outcome(metropolis(replace(task, state_path=None), settings))
 
 
 @pytest.mark.parametrize(
