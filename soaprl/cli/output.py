@@ -38,8 +38,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if console.is_terminal:
         console.print(table)
         return
-    # A pipe or file has no width to respect: rich would cut cells to fit 80 columns.
-    console = Console(width=Console(width=_UNLIMITED).measure(table).maximum)
+    # A pipe or file has no width to respect: rich would cut cells to fit 80 columns, and break long titles.
+    console = Console(width=max(Console(width=_UNLIMITED).measure(table).maximum, len(title)))
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -1,6 +1,5 @@
 """The result of `soaprl run` as one JSON object."""
 
-from math import isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ def result_json(run: PreparedRun, result: "RunResult") -> dict[str, Any]:
         "num_ranks": job.num_ranks,
         "first_step": result.first_step,
         "num_steps": job.num_steps,
-        "losses": [_finite(loss) for loss in result.losses],
+        "losses": list(result.losses),
         "times_s": list(result.times_s),
         "check": None if result.check is None else _check_json(result.check),
         "checkpoint": result.checkpoint,
@@ -53,8 +52,3 @@ def _check_json(check: "Check") -> dict[str, Any]:
 def _difference_json(difference: "Difference") -> dict[str, Any]:
     fields = ("what", "step", "rank", "absolute", "relative")
     return {field: getattr(difference, field) for field in fields}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if isfinite(value) else None

@@ -88,6 +88,7 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
     if place is None or place.rank == 0:
         for note in graph.notes:
             say(f"soaprl: {note}")
+    _check_trained(graph)
     execution = chosen.executed(Execution(optimizer=wishes.optimizer))
     prepared = prepared_problem(choice, graph, cluster, execution, wishes.sharding)
     _check_formats(prepared.assumptions)
@@ -98,6 +99,20 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
 def _shown(place: "Elastic | None", what: str, status: str) -> AbstractContextManager[None]:
     """A display of what takes a while, by the first of several processes alone."""
     return waiting(what, status) if place is None or place.rank == 0 else nullcontext()
+
+
+def _check_trained(graph: OperatorGraph) -> None:
+    """Raise `ExecutionError` if there is nothing that an optimizer could update."""
+    trained = (
+        operator.has_backward and access.gradient and graph.tensors[access.tensor].requires_grad
+        for operator in graph.operators
+        for access in operator.parameters
+    )
+    if not any(trained):
+        raise ExecutionError(
+            f"expected a model to train, and the loss of {graph.name!r} has no gradient with respect to any"
+            " parameter: look for requires_grad=False, .detach() and torch.no_grad()"
+        )
 
 
 def _check_formats(assumptions: Assumptions) -> None:

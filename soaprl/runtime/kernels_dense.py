@@ -32,12 +32,34 @@ def embedding(call: LocalCall) -> Results:
     weight, ids, rows = call["weight"], call["indices"], call.dims["weight"][0]
     if rows.whole:
         return call.run()
+    check_rows(ids, rows.extent)
     padding = call["padding_idx"]
     local, here = local_rows(ids, rows)
     found = F.embedding(local, weight) if rows.size else weight.new_zeros(*ids.shape, weight.shape[1])
     counts = here if padding < 0 else here & (ids != padding)
     # The padding row is read, but no gradient flows to it.
     return torch.where(counts[..., None], found, torch.where(here[..., None], found.detach(), 0.0))
+
+
+def check_rows(ids: Tensor, extent: int, *, ignored: int | None = None) -> None:
+    """Refuses ids of no row, as the whole operator does; each part would take them for another's.
+
+    Args:
+        ids: Numbers of rows.
+        extent: How many rows all parts have together.
+        ignored: A number that may stand for none.
+
+    Raises:
+        IndexError: There is such an id.
+    """
+    wrong = (ids < 0) | (ids >= extent)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if ids.device.type != "cpu":
+        # Without waiting for the device, as the library does it there.
+        torch._assert_async(~wrong.any())
+    elif wrong.any():
+        raise IndexError(f"expected numbers from 0 to {extent - 1}, found {ids[wrong][0].item()}")
 
 
 def local_rows(ids: Tensor, rows: LocalDim) -> tuple[Tensor, Tensor]:
@@ -77,6 +99,7 @@ def embedding_bag(call: LocalCall) -> Results:
 def _bag_sums(call: LocalCall, ids: Tensor, ends: Tensor, weights: Tensor | None) -> Tensor:
     table, mode = call.local("weight"), call["mode"]
     assert mode in (0, 1), "a maximum over a bag is not split along the vocabulary"
+    check_rows(ids, call.dims["weight"][0].extent)
     num_bags = len(ends) - 1
     local, here = local_rows(ids, call.dims["weight"][0])
     counted = torch.ones_like(here) if call.get("padding_idx") is None else ids != call["padding_idx"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, Results, tensor_dims
-from soaprl.runtime.kernels_dense import local_rows
+from soaprl.runtime.kernels_dense import check_rows, local_rows
 
 NONE, MEAN, SUM = 0, 1, 2
 
@@ -54,6 +54,7 @@ def nll_from_log_sum_exp(call: LocalCall) -> Results:
     if reduction == MEAN:
         target = _own_rows(target, rows)
         local_weight = None if weight is None else weight[classes.indices().to(weight.device)]
+    check_rows(target, classes.extent, ignored=ignored)
     ours, here = local_rows(target, classes)
     counts = here & (target != ignored)
     picked = normalizer - logits.gather(-1, ours.unsqueeze(-1)).squeeze(-1)

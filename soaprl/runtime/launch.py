@@ -28,7 +28,7 @@ from soaprl.runtime.checkpoint import latest_checkpoint
 from soaprl.runtime.launch_job import Job, Listen, Progress, RunResult, save_job
 from soaprl.runtime.launch_rank import PROGRESS, failure_path, place_path, result_path
 from soaprl.runtime.launch_record import Recorder, read_place
-from soaprl.runtime.launch_train import check_output, merged_results, parse_result, train
+from soaprl.runtime.launch_train import check_devices, check_output, merged_results, parse_result, train
 
 _POLL_S = 0.02
 # How long the other processes have to notice a failure, and then to end, before they are killed.
@@ -71,6 +71,7 @@ def run_job(job: Job, graph: OperatorGraph, listen: Listen, *, place: Elastic | 
         ExecutionError: A rank failed.
         OutputError: The folder for results cannot be written.
     """
+    check_devices(job)
     if place is not None:
         return _run_elastic(job, graph, listen, place)
     check_output(job)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def train(job: Job, graph: OperatorGraph, recorder: Recorder, listen: Listen) ->
         return _train(job, graph, recorder, listen, process)
     except SoaprlError:
         raise
-    except (RuntimeError, AssertionError, ValueError, MemoryError) as error:
+    except (RuntimeError, AssertionError, ValueError, IndexError, MemoryError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise ExecutionError(f"rank {recorder.rank or process} failed at {recorder.place}: {what}") from error
@@ -80,6 +81,7 @@ def _train(job: Job, graph: OperatorGraph, recorder: Recorder, listen: Listen, p
         batch = draw_batch(model, job.batch_size, seed=job.seed, step=number)
         recorder.begin_step(number + 1)
         progress.append(_step(runtime, batch, number + 1))
+        _check_loss(job, progress[-1])
         if reference is not None:
             recorder.at("comparison")
             reference.compare(batch, number + 1, progress[-1].loss, training.states)
@@ -120,13 +122,22 @@ def _initialized(job: Job, graph: OperatorGraph, model: Model) -> Runtime:
     )
 
 
+def check_devices(job: Job) -> None:
+    """Raises `ExecutionError` unless this machine has what the job runs on."""
+    if job.device == "cuda" and not torch.cuda.device_count():
+        raise ExecutionError("expected a GPU for --device cuda, found none that PyTorch can use")
+    if job.backend == "nccl" and job.device == "cpu":
+        raise ExecutionError(
+            "expected --backend gloo for --device cpu, found nccl, which sends from GPU to GPU: leave"
+            " --backend out, or add --device cuda"
+        )
+
+
 def _devices(job: Job) -> tuple[torch.device, ...]:
     """Where the tensors of each rank are: the machine's GPUs in turn, or its memory."""
     if job.device == "cpu":
         return (torch.device("cpu"),) * job.num_ranks
     count = torch.cuda.device_count()
-    if count == 0:
-        raise ExecutionError("expected a GPU for --device cuda, found none that PyTorch can use")
     if dist.is_initialized():
         # A rank's place in its machine, which `torchrun` says, not its place in the job.
         local = int(os.environ.get("LOCAL_RANK", "0")) % count
@@ -141,6 +152,16 @@ def _step(runtime: Runtime, batch: Batch, step: int) -> Progress:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return Progress(step=step, loss=loss, time_s=time.perf_counter() - start_s)
+
+
+def _check_loss(job: Job, progress: Progress) -> None:
+    """Raises `ExecutionError` for a loss that is no number: what follows is none either."""
+    if not isfinite(progress.loss):
+        raise ExecutionError(
+            f"the loss of {job.model} at step {progress.step} is {progress.loss}, expected a finite number:"
+            " look for what overflows or divides by zero in the model and the batch of its factory, or lower"
+            f" the learning rate (--lr, now {job.learning_rate:g})"
+        )
 
 
 def _resume(job: Job, runtime: Runtime) -> int:

@@ -209,6 +209,7 @@ def test_a_model_with_dropout_is_compared_with_the_same_random_numbers(soaprl: S
         (("--executor", "magic"), "unknown executor 'magic'"),
         (("--backend", "mpi"), "unknown backend 'mpi'"),
         (("--dtype", "float16"), "unknown dtype 'float16'"),
+        (("--backend", "nccl"), "expected --backend gloo for --device cpu"),
         (("--resume",), "add --output DIR"),
         (("--check", "--resume", "-o", "x"), "leave one of them out"),
         (("--optimizer", "adm"), "Did you mean 'adam'?"),
@@ -224,6 +225,38 @@ def test_wrong_options_get_one_clear_error(
     assert message in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "labels", "message"),
+    [
+        (
+            "torch.nn.Linear(4, 3).requires_grad_(False)",
+            "randint(3",
+            "no gradient with respect to any parameter",
+        ),
+        ("torch.nn.Linear(4, 3)", "randint(3, 9", "IndexError: expected numbers from 0 to 2, found"),
+    ],
+)
+def test_what_cannot_be_trained_is_a_mistake_that_is_named(
+    soaprl: Soaprl, tmp_path: Path, module: str, labels: str, message: str
+) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        f"        self.layer = {module}\n"
+        "    def forward(self, x, y):\n"
+        "        return torch.nn.functional.cross_entropy(self.layer(x), y)\n"
+        "def factory(batch_size):\n"
+        f"    return Net(), (torch.randn(batch_size, 4), torch.{labels}, (batch_size,)))\n"
+    )
+    done = soaprl("run", f"{path}:factory", "-b", 4, "-n", 1, "--executor", "logical")
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_saved_graph_has_nothing_to_train(soaprl: Soaprl, graph_file: Path) -> None:
@@ -285,6 +318,28 @@ def test_what_a_rank_raises_is_told_with_its_number(soaprl: Soaprl, doomed_file:
     assert done.code == 2
     assert "rank 1 failed at the beginning: RuntimeError: no such luck" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("executor", ["logical", "distributed"])
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
+    soaprl: Soaprl, tmp_path: Path, executor: str
+) -> None:
+    path = tmp_path / "dividing.py"
+    path.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return (super().forward(x) / (x.sum() * 0)).sum()\n"
+        "def factory(batch_size):\n"
+        "    return Net(4, 2), (torch.randn(batch_size, 4),)\n"
+    )
+    out = tmp_path / "out"
+    done = soaprl("run", f"{path}:factory", "-b", 4, "-n", 2, "--executor", executor, "-o", out)
+    assert done.code == 2
+    assert "at step 1 is" in done.err
+    assert "expected a finite number" in done.err
+    assert "There is no checkpoint to go on from yet" in done.err or executor == "logical"
+    assert (out / "losses.jsonl").read_text() == ""
 
 
 @pytest.mark.dist

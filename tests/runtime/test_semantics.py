@@ -268,3 +268,35 @@ def test_gradients_of_replicas_are_reduced_once_in_buckets_and_nothing_else_move
         assert bucket.num_bytes == 8 * (48 + 8 + 16 + 2)
         assert bucket.group == (0, 1, 2, 3)
         assert not [s for s in rank.steps if isinstance(s, Exchange)]
+
+
+class Bags(nn.Module):
+    """Words, alone and in bags, that are to be told apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.bags = nn.Embedding(6, 4), nn.EmbeddingBag(6, 4, mode="sum")
+        self.classes = nn.Linear(4, 6)
+
+    def forward(self, words: Tensor, bags: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.classes(self.words(words) + self.bags(bags)), labels)
+
+
+@pytest.mark.parametrize("wrong", [6, -1])
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_ids_and_classes_that_do_not_exist_are_refused_however_they_are_split(
+    place: int, wrong: int, num_ranks: int
+) -> None:
+    good = (torch.tensor([0, 5]), torch.tensor([[1, 2], [3, 4]]), torch.tensor([5, -100]))
+    bad = tuple(x.clone() for x in good)
+    bad[place].view(-1)[0] = wrong
+
+    def rows(graph: OperatorGraph) -> Strategy:
+        found = [split_by(graph, name, num_ranks).configs for name in ("vocabulary", "channel", "classes")]
+        return Strategy(tuple(max(each, key=lambda c: c.num_tasks) for each in zip(*found, strict=True)))
+
+    runtime = runtime_of(Bags(), good, rows)
+    assert runtime.step(*good).isfinite()
+    with pytest.raises((IndexError, ExecutionError, RuntimeError)):
+        runtime.step(*bad)
