@@ -7,8 +7,9 @@ last contribution that was, in buckets; at the end the updates. With micro-batch
 operator for each of them, and passes come in the order of the schedule. Where state is sharded
 (`soaprl.runtime.sharding`), reductions leave to each rank its part, and gathers bring parameters together
 again: after the update or, where parameters are sharded, before passes. This is what `soaprl.simulator`
-simulates, with three differences: pieces that go the same way at the same time are one message, small cells
-with the same holders are one reduction or gather, and large partial results of a group are summed.
+simulates, with four differences: pieces that go the same way at the same time are one message, small cells
+with the same holders are one reduction or gather, large partial results of a group are summed, and parameters
+that would be gathered again as soon as they are given up are kept.
 """
 
 from collections.abc import Iterable
@@ -187,14 +188,16 @@ class _Compiler:
         """
         size, backward = self.options.bucket_bytes, [o for d, o in self.work.order if d == "backward"]
         if not (self.sharding.synchronizes_each_pass and len(self.work.losses) > 1):
-            all_of_them = Buckets(self.graph, self.cells, self.trained, size, backward[-1])
+            sharded = self.sharding is not Sharding.NONE
+            all_of_them = Buckets(self.graph, self.cells, self.trained, size, backward[-1], sharded=sharded)
             return [all_of_them] * len(self.graph.operators)
         found: list[Buckets] = []
         for micro_batch in range(len(self.work.losses)):
             mine = [o for o in backward if o // self.num_operators == micro_batch]
             places = {operator: place for place, operator in enumerate(mine)}
             cells = [completed_in(cell, self.holdings[cell.block.tensor], places) for cell in self.sharded]
-            found += [Buckets(self.graph, cells, self.trained, size, mine[-1])] * self.num_operators
+            mine_alone = Buckets(self.graph, cells, self.trained, size, mine[-1], sharded=True)
+            found += [mine_alone] * self.num_operators
         return found
 
     def _paced(self) -> Pace:

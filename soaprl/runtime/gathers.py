@@ -4,6 +4,10 @@ A group is a tensor for one micro-batch. It is gathered twice, for the forward a
 the operators that read it, where `soaprl.simulator.pacing` has it: after the pass that is as many passes with
 parameters before its first one, in the order of its stage, as are prefetched. It is given up after its last
 pass. What is gathered or given up after a pass follows the exchange of what the pass made.
+
+What would be given up and gathered again after one and the same pass is kept instead: it would have its
+memory again at once. So the last operators of a stage are gathered once, where the simulator has a second
+gather.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,12 +60,12 @@ def pace(
         backward: list[Pass] = [("backward", operator) for operator in operators if has_backward[operator]]
         last = max(forward, key=place.__getitem__)
         found.gathered.setdefault(ahead[forward[0]], []).append(group)
-        found.released.setdefault(last, []).append(group)
+        again = ahead[backward[-1]] if backward else None
+        if not backward or (again is not None and place[again] > place[last]):
+            found.released.setdefault(last, []).append(group)
         if backward:
-            again = ahead[backward[-1]]
-            # Not before it is given up.
-            again = last if again is None or place[again] < place[last] else again
-            found.gathered.setdefault(again, []).append(group)
+            if again is not None and place[again] > place[last]:
+                found.gathered.setdefault(again, []).append(group)
             found.released.setdefault(max(backward, key=place.__getitem__), []).append(group)
     return found
 

@@ -46,9 +46,11 @@ _METHODS = {
     "incoming": "exchange",
     "contribution": "reduce",
     "enter": "reduce",
+    "landing": "reduce",
+    "landed": "reduce",
 }
 # What takes what other ranks sent: the time before it was spent waiting.
-_ARRIVALS = ("incoming", "enter")
+_ARRIVALS = ("incoming", "enter", "landed")
 
 
 class Recorder:

@@ -372,6 +372,18 @@ class RankState:
         else:
             self._buffers.enter(step, totals)
 
+    def landing(self, step: GatherParameters) -> Tensor | None:
+        """Memory that a gather may fill in the place of `enter`, shape [ranks, elements of each].
+
+        The row of this rank has its content; when the others have theirs, `landed` is to be called. None
+        where the parts of all ranks do not follow each other in memory.
+        """
+        return self._held.landing(step)
+
+    def landed(self, step: GatherParameters) -> None:
+        """Takes what came into the memory that `landing` gave."""
+        self._held.landed(step)
+
     def _partial(self, step: SumPartials) -> Tensor:
         """What this rank wrote, or what its readers gave as the gradient of the sum."""
         if step.direction == "forward":

@@ -24,6 +24,7 @@ from soaprl.runtime.program import (
     Update,
 )
 from soaprl.runtime.segments import enter
+from soaprl.runtime.sharding import in_order
 from soaprl.runtime.stores import BlockStore, Fetch, ParameterGradients
 from soaprl.strategy.strategy import Sharding
 
@@ -82,6 +83,9 @@ class RankParameters:
             for step in program.steps
             if isinstance(step, GatherParameters)
         }
+        self._landings = self._landing_blocks(program)
+        # What others may still be writing to.
+        self._landing: set[Block] = set()
 
     def _new(self, block: Block, fetch: Fetch | None) -> nn.Parameter:
         """A parameter with content, or with a shape alone."""
@@ -111,6 +115,17 @@ class RankParameters:
                 taken = sum(num_elements(share) for share in shares)
                 if taken:
                     found.setdefault(step.id, []).append((parameter, taken == num_elements(block.box)))
+        return found
+
+    def _landing_blocks(self, program: RankProgram) -> dict[int, Block]:
+        """By the id of each gather whose parts follow each other in memory, the block that they make up."""
+        found: dict[int, Block] = {}
+        for step in program.steps:
+            block = in_order(step.parts) if isinstance(step, GatherParameters) else None
+            if isinstance(step, GatherParameters) and block is not None and self._arriving.holds(block):
+                filled = self._filled[step.id]
+                if filled in ([], [block]) and self._arriving.read(block).is_contiguous():
+                    found[step.id] = block
         return found
 
     # What tasks read.
@@ -160,7 +175,8 @@ class RankParameters:
         for parameter in self.updated.values():
             parameter.grad = None
         for block in self._present:
-            self.blocks[block].untyped_storage().resize_(0)
+            if block not in self._landing:
+                self.blocks[block].untyped_storage().resize_(0)
         self._present.clear()
 
     def fill(self) -> None:
@@ -231,15 +247,36 @@ class RankParameters:
 
     def enter_gathered(self, step: GatherParameters, contents: Sequence[Tensor]) -> None:
         """Takes the content of the parts of all ranks."""
+        self._make_room(step)
+        parts = [(rank, part) for rank, parts in zip(step.group, step.parts, strict=True) for part in parts]
+        for (rank, part), content in zip(parts, contents, strict=True):
+            if rank != self._rank or self._filled[step.id]:
+                self._arriving.write(part, content)
+
+    def _make_room(self, step: GatherParameters) -> None:
         for block in self._filled[step.id]:
             self._present[block] += 1
             storage, parameter = self.blocks[block].untyped_storage(), self.blocks[block]
             if not storage.nbytes():
                 storage.resize_(parameter.numel() * parameter.itemsize)
-        parts = [(rank, part) for rank, parts in zip(step.group, step.parts, strict=True) for part in parts]
-        for (rank, part), content in zip(parts, contents, strict=True):
-            if rank != self._rank or self._filled[step.id]:
-                self._arriving.write(part, content)
+
+    def landing(self, step: GatherParameters) -> Tensor | None:
+        """Where a gather may write what ranks give, a row each; that of this rank is there."""
+        block, filled = self._landings.get(step.id), self._filled[step.id]
+        if block is None or any(self._present[held] for held in filled):
+            # What is there for another micro-batch is not written to while tasks read it.
+            return None
+        self._make_room(step)
+        self._landing.update(filled)
+        rows = self._arriving.read(block).view(len(step.group), -1)
+        if filled:
+            (own,) = self.given(step)
+            rows[step.group.index(self._rank)] = own.reshape(-1)
+        return rows
+
+    def landed(self, step: GatherParameters) -> None:
+        """All rows are there."""
+        self._landing.difference_update(self._filled[step.id])
 
     def release(self, step: ReleaseParameters) -> None:
         """Gives up what was gathered, unless it was gathered for another micro-batch, too."""

@@ -9,6 +9,7 @@ Under ``zero1`` and ``zero2`` holders keep parts of what is trained; under ``zer
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from soaprl.graph.factors import part_bounds
 from soaprl.runtime.boxes import common, num_elements
@@ -46,6 +47,26 @@ def parts_by_holder(cells: Sequence[Cell]) -> tuple[tuple[Block, ...], ...]:
         tuple(part for parts in cut if (part := parts[place]) is not None)
         for place in range(len(cells[0].holders))
     )
+
+
+def in_order(parts: Sequence[Sequence[Block]]) -> Block | None:
+    """The block that parts make up which follow each other in its memory, one of each rank and equally large.
+
+    What is gathered into such a block, or scattered from it, need not be packed. None for other parts.
+    """
+    if any(len(own) != 1 for own in parts):
+        return None
+    boxes = [own[0].box for own in parts]
+    cut = [d for d, sides in enumerate(zip(*boxes, strict=True)) if len(set(sides)) > 1]
+    if len({own[0].tensor for own in parts}) > 1 or len(cut) != 1:
+        return None
+    (d,) = cut
+    extents = {box[d][1] - box[d][0] for box in boxes}
+    follow = all(before[d][1] == after[d][0] for before, after in pairwise(boxes))
+    if len(extents) > 1 or not follow or num_elements(boxes[0][:d]) > 1:
+        return None
+    whole = (*boxes[0][:d], (boxes[0][d][0], boxes[-1][d][1]), *boxes[0][d + 1 :])
+    return Block(tensor=parts[0][0].tensor, box=whole)
 
 
 def owned_blocks(

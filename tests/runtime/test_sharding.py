@@ -16,8 +16,11 @@ from soaprl.errors import ExecutionError
 from soaprl.graph.micro_batch import micro_batch
 from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.cells import Cell
+from soaprl.runtime.check import check_program
 from soaprl.runtime.checkpoint import load_checkpoint, read_state_dict, save_checkpoint
 from soaprl.runtime.compile import compile_program
+from soaprl.runtime.distributed import initialize_distributed
+from soaprl.runtime.distributed.buffers import in_a_row
 from soaprl.runtime.gathers import pace
 from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
@@ -31,7 +34,7 @@ from soaprl.runtime.program import (
     ScatterGradients,
 )
 from soaprl.runtime.program_text import program_text
-from soaprl.runtime.sharding import cell_parts
+from soaprl.runtime.sharding import cell_parts, in_order
 from soaprl.runtime.training import LogicalRuntime, graph_of_model, initialize
 from soaprl.simulator.micro_batches import program_order
 from soaprl.simulator.order import plain_order
@@ -264,13 +267,15 @@ def program_of(sharding: Sharding, num_ranks: int = 4) -> tuple[OperatorGraph, P
 
 
 def test_half_of_a_sum_each_is_scattered_and_gathered_and_parameters_are_gathered_twice() -> None:
-    size = 8 * 6 * (6 * 6 + 6)
-    for sharding, times in ((Sharding.ZERO1, 1), (Sharding.ZERO2, 1), (Sharding.ZERO3, 2)):
+    # Six layers, of which the last stays from its forward to its backward pass.
+    layer, num_layers = 8 * (6 * 6 + 6), 6
+    size, again = num_layers * layer, (num_layers - 1) * layer
+    for sharding, wanted in ((Sharding.ZERO1, size), (Sharding.ZERO2, size), (Sharding.ZERO3, size + again)):
         graph, program = program_of(sharding)
         for rank in program.ranks:
             scattered = [s.num_bytes for s in rank.steps if isinstance(s, ScatterGradients)]
             gathered = [s.num_bytes for s in rank.steps if isinstance(s, GatherParameters)]
-            assert (sum(scattered), sum(gathered)) == (size, times * size)
+            assert (sum(scattered), sum(gathered)) == (size, wanted)
         text = program_text(program, graph)
         assert "reduce and scatter gradients over 0-3" in text
         assert "gather parameters over 0-3" in text
@@ -292,7 +297,9 @@ def test_parameters_are_gathered_as_far_ahead_as_the_simulator_has_it() -> None:
     rows, _ = pace_groups(list(readers.values()), has_backward, 2, plain_order(n))
     assert len(gathered) == 12
     for tensor, row in zip(readers, rows, strict=True):
-        assert gathered[tensor] == [row[FORWARD_PACE], row[BACK_PACE]], graph.tensors[tensor].name
+        kept = row[BACK_PACE] == max(readers[tensor])
+        wanted = [row[FORWARD_PACE]] if kept else [row[FORWARD_PACE], row[BACK_PACE]]
+        assert gathered[tensor] == wanted, graph.tensors[tensor].name
 
 
 @pytest.mark.parametrize("schedule", [Schedule.GPIPE, Schedule.ONE_F_ONE_B])
@@ -315,7 +322,9 @@ def test_parameters_are_gathered_for_each_micro_batch_as_the_simulator_has_it(sc
     for group, row in zip(readers, rows, strict=True):
         after = [passed for passed, groups in found.gathered.items() for g in groups if g == group]
         numbers = [-1 if p is None else p[1] + n * (p[0] == "backward") for p in after]
-        assert sorted(numbers) == sorted([row[FORWARD_PACE], row[BACK_PACE]]), group
+        # Whose forward pass the second gather would follow is kept.
+        kept = row[BACK_PACE] == max(readers[group])
+        assert sorted(numbers) == sorted([row[FORWARD_PACE], *([] if kept else [row[BACK_PACE]])]), group
 
 
 def test_gathers_come_after_the_last_reader_where_that_has_no_backward_pass() -> None:
@@ -326,14 +335,19 @@ def test_gathers_come_after_the_last_reader_where_that_has_no_backward_pass() ->
     assert found.released["forward", 3] == [(0, 0)]
     assert found.gathered["backward", 1] == [(0, 0)]
     late = pace({(0, 0): (0, 3)}, (True, True, True, False), 2, order, (0,) * 4)
-    assert late.gathered == {None: [(0, 0)], ("forward", 3): [(0, 0)]}
+    assert late.gathered == {None: [(0, 0)]}
+    assert late.released == {("backward", 0): [(0, 0)]}
 
 
 def test_released_parameters_were_gathered_by_the_same_rank() -> None:
-    _, program = program_of(Sharding.ZERO3)
+    graph, program = program_of(Sharding.ZERO3)
+    last = [k for k, t in enumerate(graph.tensors) if t.name.startswith("layers.5.")]
     for rank in program.ranks:
         released = [b for s in rank.steps if isinstance(s, ReleaseParameters) for b in s.blocks]
-        assert sorted(released, key=repr) == sorted([*rank.parameters, *rank.parameters], key=repr)
+        # The last layer stays from its forward to its backward pass.
+        twice = [block for block in rank.parameters if block.tensor not in last]
+        assert len(rank.parameters) - len(twice) == 2
+        assert sorted(released, key=repr) == sorted([*rank.parameters, *twice], key=repr)
 
 
 def test_optimizers_that_need_whole_parameters_are_refused_for_sharded_state() -> None:
@@ -422,6 +436,71 @@ def in_processes(rank: int, folder: str) -> None:
 
 def test_state_is_sharded_over_three_processes(tmp_path: Path) -> None:
     run_processes(in_processes, 3, str(tmp_path))
+
+
+def without_packing(rank: int) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    module, batch = Layers(), (torch.randn(12, 6),)
+    graph = graph_of_model(module, batch)
+    expected = trained(module, [batch] * NUM_STEPS, decayed)
+    # Each cell alone, in halves that follow each other in its memory.
+    options = CompileOptions(bucket_bytes=1)
+    samples = data_parallel(graph, 2)
+    for strategy in (
+        samples,
+        replace(samples, micro_batches=3, schedule=Schedule.ONE_F_ONE_B),
+        replace(
+            pipeline(graph, 2, 3, Schedule.GPIPE), configs=data_parallel(micro_batch(graph, 3), 2).configs
+        ),
+    ):
+        for sharding in SHARDED:
+            sharded = replace(strategy, sharding=sharding)
+            program = compile_program(graph, sharded, options=options)
+            check_program(program, graph)
+            runtime = initialize_distributed(module, graph, program, optimizer=decayed)
+            gathers = [s for s in program.ranks[rank].steps if isinstance(s, GatherParameters)]
+            assert all(in_order(step.parts) is not None for step in gathers)
+            agree(runtime, [batch] * NUM_STEPS, expected, str(sharded))
+            kept = {id(p) for p in runtime.rank.state.kept.values()}
+            others = [p for p in runtime.rank.state.parameters.values() if id(p) not in kept]
+            assert (len(others) == 12) is (sharding is Sharding.ZERO3)
+            assert all(p.untyped_storage().nbytes() == 0 for p in others)
+
+
+def test_parts_that_follow_each_other_in_memory_are_gathered_and_scattered_where_they_are() -> None:
+    run_processes(without_packing, 2)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "whole"),
+    [
+        ([((0, 2), (0, 3)), ((2, 4), (0, 3))], ((0, 4), (0, 3))),
+        ([((5, 6), (0, 2)), ((5, 6), (2, 4))], ((5, 6), (0, 4))),
+        # Columns, another order, parts of two sizes, a hole.
+        ([((0, 2), (0, 3)), ((0, 2), (3, 6))], None),
+        ([((2, 4), (0, 3)), ((0, 2), (0, 3))], None),
+        ([((0, 3), (0, 3)), ((3, 5), (0, 3))], None),
+        ([((0, 2), (0, 3)), ((3, 5), (0, 3))], None),
+    ],
+)
+def test_parts_are_in_order_where_they_are_equal_slices_of_memory(
+    boxes: list[tuple[tuple[int, int], ...]], whole: tuple[tuple[int, int], ...] | None
+) -> None:
+    found = in_order([[Block(tensor=3, box=box)] for box in boxes])
+    assert found == (None if whole is None else Block(tensor=3, box=whole))
+    assert in_order([[Block(tensor=0, box=((0, 1),))], []]) is None
+    assert in_order([[Block(tensor=k, box=((k, k + 1),))] for k in range(2)]) is None
+
+
+def test_tensors_are_in_a_row_where_their_memory_is() -> None:
+    whole = torch.arange(12.0).reshape(4, 3)
+    rows = in_a_row([whole[:2], whole[2:]])
+    assert rows is not None
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert rows.data_ptr() == whole.data_ptr()
+    for contents in ([whole[:2], whole[2:].clone()], [whole[2:], whole[:2]], [whole[:, :1], whole[:, 1:2]]):
+        assert in_a_row(contents) is None
 
 
 def refused_by_all(rank: int) -> None:

@@ -94,8 +94,10 @@ class PartsBuffer:
     def __init__(self, graph: OperatorGraph, parts: Sequence[Sequence[Block]], device: torch.device) -> None:
         sizes = [sum(num_elements(part.box) for part in own) for own in parts]
         dtype: torch.dtype = getattr(torch, graph.tensors[next(p for own in parts for p in own).tensor].dtype)
-        # What nobody has is summed, too, so that it must be numbers.
-        self.packed = torch.zeros(len(parts), max(sizes), dtype=dtype, device=device)
+        self.packed = torch.empty(len(parts), max(sizes), dtype=dtype, device=device)
+        for row, size in zip(self.packed, sizes, strict=True):
+            # What nobody has is summed, too, so that it must be numbers.
+            row[size:].zero_()
         self.contents = [
             view for row, own in zip(self.packed, parts, strict=True) for view in shaped(row, own)
         ]
@@ -108,3 +110,18 @@ def shaped(flat: Tensor, parts: Sequence[Block]) -> list[Tensor]:
         flat[first:last].view([stop - start for start, stop in part.box])
         for first, last, part in zip([0, *ends], ends, parts, strict=False)
     ]
+
+
+def in_a_row(contents: Sequence[Tensor]) -> Tensor | None:
+    """Tensors of one size that follow each other in memory, as one: shape [tensors, elements of each].
+
+    None for others.
+    """
+    first = contents[0]
+    size, start = first.numel(), first.data_ptr()
+    for number, content in enumerate(contents):
+        together = content.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        follows = content.data_ptr() == start + number * size * first.itemsize
+        if not (together and follows and content.numel() == size and content.is_contiguous()):
+            return None
+    return first.as_strided((len(contents), size), (size, 1))

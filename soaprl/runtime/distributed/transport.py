@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from soaprl.runtime.distributed.buffers import MessageBuffer, PartsBuffer, SumBuffer, shaped
+from soaprl.runtime.distributed.buffers import MessageBuffer, PartsBuffer, SumBuffer, in_a_row, shaped
 from soaprl.runtime.distributed.groups import Groups
 from soaprl.runtime.program import (
     Collective,
@@ -133,13 +133,10 @@ class Transport:
 
     def _scatter(self, step: ScatterGradients) -> Arrival:
         """Everybody sends to each rank its parts, which that rank sums, always in the same order."""
-        sent, place = self._parts(step), step.group.index(self._groups.rank)
-        torch._foreach_copy_(sent.contents, self._state.contribution(step))
-        received = self._like(step, sent.packed)
+        sent, place = self._summands(step), step.group.index(self._groups.rank)
+        received = self._like(step, sent)
         with _links():
-            work = dist.all_to_all_single(
-                received, sent.packed, group=self._groups[step.group], async_op=True
-            )
+            work = dist.all_to_all_single(received, sent, group=self._groups[step.group], async_op=True)
 
         def arrive() -> None:
             self._wait(work)
@@ -148,8 +145,33 @@ class Transport:
 
         return arrive
 
+    def _summands(self, step: ScatterGradients) -> Tensor:
+        """What is sent to each rank, one row for each: the gradient itself where it is in this order."""
+        contents = self._state.contribution(step)
+        if self._wire == self._state.device and all(len(own) == 1 for own in step.parts):
+            rows = in_a_row(contents)
+            if rows is not None:
+                # The rank has given it up, so that nothing writes to it while it is on its way.
+                return rows
+        buffer = self._parts(step)
+        torch._foreach_copy_(buffer.contents, contents)
+        return buffer.packed
+
     def _gather(self, step: GatherParameters) -> Arrival:
-        buffer, place = self._parts(step), step.group.index(self._groups.rank)
+        place = step.group.index(self._groups.rank)
+        landing = self._state.landing(step) if self._wire == self._state.device else None
+        if landing is not None:
+            with _links():
+                work = dist.all_gather_single(
+                    landing.view(-1), landing[place], group=self._groups[step.group], async_op=True
+                )
+
+            def land() -> None:
+                self._wait(work)
+                self._state.landed(step)
+
+            return land
+        buffer = self._parts(step)
         own = buffer.packed[place]
         if step.parts[place]:
             torch._foreach_copy_(shaped(own, step.parts[place]), self._state.contribution(step))
