@@ -113,6 +113,8 @@ def prepare(
         SoaprlError: The model or the cluster cannot be had.
     """
     cluster = load_cluster(cluster_name)
+    # What is wrong with the options is said at once, not after the capture of a large model.
+    _costing(execution, DEFAULT_OPTIMIZER)
     graph = load_model(choice, cluster.num_devices)
     for note in graph.notes:
         say(f"soaprl: {note}")
@@ -180,9 +182,19 @@ def prepared_problem(
 ) -> Prepared:
     """The problem of training `graph` on `cluster`."""
     zoo = zoo_models().get(graph.name)
+    assumptions, roofline, options = _costing(execution, zoo.optimizer if zoo else DEFAULT_OPTIMIZER)
+    cost = measured_costs(execution.profiles, roofline, cluster) if execution.profiles else roofline
+    problem = Problem(graph=graph, cluster=cluster, cost=cost, options=options)
+    return Prepared(choice=choice, problem=problem, assumptions=assumptions, sharding=sharding)
+
+
+def _costing(
+    execution: Execution, usual_optimizer: str
+) -> tuple[Assumptions, RooflineCostModel, SimulationOptions]:
+    """What a strategy file says about the costing, the estimates, and the simulator's options."""
     dtype = execution.compute_dtype or "float32"
     assumptions = Assumptions(
-        optimizer=execution.optimizer or (zoo.optimizer if zoo else DEFAULT_OPTIMIZER),
+        optimizer=execution.optimizer or usual_optimizer,
         compute_dtype=_SHORT_DTYPES.get(dtype, dtype),
         gradient_compression=execution.compression or "none",
         paper=bool(execution.paper),
@@ -192,14 +204,12 @@ def prepared_problem(
         optimizer=optimizer_facts(assumptions.optimizer),
         paper=assumptions.paper,
     )
-    cost = measured_costs(execution.profiles, roofline, cluster) if execution.profiles else roofline
     options = SimulationOptions(
         optimizer=assumptions.optimizer,
         paper=assumptions.paper,
         gradient_compression=assumptions.gradient_compression,
     )
-    problem = Problem(graph=graph, cluster=cluster, cost=cost, options=options)
-    return Prepared(choice=choice, problem=problem, assumptions=assumptions, sharding=sharding)
+    return assumptions, roofline, options
 
 
 def _saved_graph(choice: ModelChoice, num_devices: int) -> OperatorGraph:

@@ -45,6 +45,16 @@ def test_unknown_formats_are_one_clear_error(
     assert "Traceback" not in done.err
 
 
+def test_a_wrong_format_is_said_before_a_model_is_captured(soaprl: Soaprl, tmp_path: Path) -> None:
+    # A model file that cannot even be imported: what is wrong with the options comes first.
+    model = tmp_path / "model.py"
+    model.write_text("raise RuntimeError('imported')\n")
+    done = soaprl("compare", f"{model}:factory", "-c", "p100-1x2", "--precision", "bf17")
+    assert done.code != 0
+    assert "unknown compute dtype 'bf17'. Did you mean 'bfloat16'?" in " ".join(done.err.split())
+    assert "imported" not in done.err
+
+
 def test_tf32_is_faster_where_devices_have_it_and_the_same_elsewhere(
     soaprl: Soaprl, graph_file: Path
 ) -> None:
