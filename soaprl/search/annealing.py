@@ -26,7 +26,7 @@ from soaprl.search.experts import starts_for
 from soaprl.search.proposals import BLOCK_SIZE, Draws, Proposals, ProposalSettings
 from soaprl.search.state import Signature
 from soaprl.search.stepping import Replay, Scored, Trial, View, moved_together, packed, run_procedure
-from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
+from soaprl.search.task import Evaluation, SearchResult, SearchTask, accepts, rank
 from soaprl.strategy.strategy import Strategy
 
 METHOD = "annealing"
@@ -146,7 +146,13 @@ class Annealing:
             return _begun(replace(state, num_starts=state.num_starts + 1), best)
         draws, row = self._draw(state.step)
         energy = draws.exponentials[row] * self._temperature(state)
-        accepted = tried is not None and _accepts(state, tried.evaluation, energy)
+        assert state.current is not None
+        accepted = tried is not None and accepts(
+            state.current.evaluation,
+            tried.evaluation,
+            longer_s=energy * state.scale_s,
+            larger_bytes=energy * state.scale_bytes,
+        )
         state = replace(
             state,
             step=state.step + 1,
@@ -215,14 +221,3 @@ def _begun(state: Walk, best: Scored) -> Walk:
         scale_s=best.evaluation.iteration_time_s,
         scale_bytes=float(best.evaluation.peak_memory_bytes),
     )
-
-
-def _accepts(state: Walk, proposed: Evaluation, energy: float) -> bool:
-    """Whether a proposal is accepted, given the step's exponential number times the temperature."""
-    assert state.current is not None
-    current = state.current.evaluation
-    if proposed.feasible != current.feasible:
-        return proposed.feasible
-    if proposed.feasible:
-        return proposed.iteration_time_s <= current.iteration_time_s + energy * state.scale_s
-    return proposed.peak_memory_bytes <= current.peak_memory_bytes + energy * state.scale_bytes

@@ -45,6 +45,7 @@ from typing import NamedTuple
 from soaprl.search.proposals import BLOCK_SIZE, Proposals
 from soaprl.search.scanning import Scanner, ScanningEvaluator
 from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank, score_within
+from soaprl.search.task import accepts as accepts_within
 from soaprl.simulator import Scale
 from soaprl.strategy.strategy import OpConfig, Strategy
 
@@ -136,14 +137,12 @@ def begin(
 
 def accepts(chain: Chain, proposed: Evaluation, exponential: float) -> bool:
     """Whether `chain` accepts a proposal, given the step's standard exponential number."""
-    current = chain.evaluation
-    if proposed.feasible:
-        if not current.feasible:
-            return True
-        return proposed.iteration_time_s <= current.iteration_time_s + exponential * chain.time_scale_s
-    if current.feasible:
-        return False
-    return proposed.peak_memory_bytes <= current.peak_memory_bytes + exponential * chain.memory_scale_bytes
+    return accepts_within(
+        chain.evaluation,
+        proposed,
+        longer_s=exponential * chain.time_scale_s,
+        larger_bytes=exponential * chain.memory_scale_bytes,
+    )
 
 
 def longest_of_interest_s(chain: Chain, exponential: float) -> float:

@@ -207,6 +207,24 @@ def rank(evaluation: Evaluation) -> tuple[bool, float]:
     return True, float(evaluation.peak_memory_bytes)
 
 
+def accepts(current: Evaluation, proposed: Evaluation, *, longer_s: float, larger_bytes: float) -> bool:
+    """Whether a walk goes from one strategy to another.
+
+    One that fits in memory is always accepted from one that does not, and never the other way round.
+
+    Args:
+        current: Of the strategy that the walk stands at.
+        proposed: Of the one that it may go to.
+        longer_s: How much longer an iteration may take, where both fit; below 0: how much shorter it must be.
+        larger_bytes: How much larger the peak memory may be, where neither fits.
+    """
+    if proposed.feasible != current.feasible:
+        return proposed.feasible
+    if proposed.feasible:
+        return proposed.iteration_time_s <= current.iteration_time_s + longer_s
+    return proposed.peak_memory_bytes <= current.peak_memory_bytes + larger_bytes
+
+
 def improved(
     best: Best | None, strategy: Strategy, evaluation: Evaluation, *, number: int, elapsed_s: float
 ) -> Best:

@@ -27,7 +27,7 @@ from soaprl.search.optcnn import plan_optcnn
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.state import Signature
 from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_procedure
-from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
+from soaprl.search.task import Evaluation, SearchResult, SearchTask, accepts, rank
 from soaprl.strategy.strategy import Strategy
 from soaprl_agents.decoding import ProblemPolicy, ready_policy, sweep
 from soaprl_agents.network import PolicyNetwork
@@ -280,13 +280,9 @@ class Guided:
         assert state.current is not None
         assert state.move is not None
         current = state.current.evaluation
-        if proposed.feasible != current.feasible:
-            return proposed.feasible
         energy = state.move.exponential + state.move.log_ratio
-        if not proposed.feasible:
-            scale = current.peak_memory_bytes / self._settings.beta_relative
-            return proposed.peak_memory_bytes <= current.peak_memory_bytes + energy * scale
-        return proposed.iteration_time_s <= current.iteration_time_s + energy * state.scale_s
+        scale_bytes = current.peak_memory_bytes / self._settings.beta_relative
+        return accepts(current, proposed, longer_s=energy * state.scale_s, larger_bytes=energy * scale_bytes)
 
 
 def _started(state: _Place, tried: Scored, beta_relative: float) -> _Place:

@@ -17,7 +17,7 @@ more processors than ranks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
 
@@ -96,13 +96,12 @@ class Fit:
 
     def entered(self, overheads: Overheads, provenance: str) -> Overheads:
         """The overheads of a cluster with these in place of what they had."""
-        return Overheads(
+        return replace(
+            overheads,
             task_s=self.task_s,
             iteration_s=self.iteration_s,
             message_s=self.message_s,
             message_s_per_byte=self.message_s_per_byte,
-            collective_s=overheads.collective_s,
-            collective_s_per_byte=overheads.collective_s_per_byte,
             provenance=provenance,
         )
 

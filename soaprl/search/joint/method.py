@@ -31,7 +31,7 @@ from soaprl.search.joint.arms import Arm, Waves
 from soaprl.search.joint.moves import Moves
 from soaprl.search.state import Signature
 from soaprl.search.stepping import Preparation, Replay, Scored, Trial, View, packed, run_procedure
-from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
+from soaprl.search.task import Evaluation, SearchResult, SearchTask, accepts, rank
 from soaprl.strategy.strategy import Strategy
 
 METHOD = "joint"
@@ -186,7 +186,13 @@ class Joint:
             walk = _begun(replace(walk, num_starts=walk.num_starts + 1, best=best))
             return self._settled(_with(state, number, walk))
         energy = self._moves_of(arm).energy(number, walk.step) * self._settings.temperature
-        accepted = tried is not None and _accepts(walk, tried.evaluation, energy)
+        assert walk.current is not None
+        accepted = tried is not None and accepts(
+            walk.current.evaluation,
+            tried.evaluation,
+            longer_s=energy * walk.scale_s,
+            larger_bytes=energy * walk.scale_bytes,
+        )
         walk = replace(walk, step=walk.step + 1, current=tried if accepted else walk.current, best=best)
         state = replace(state, left=state.left - 1, num_accepted=state.num_accepted + accepted)
         return self._settled(_with(state, number, walk))
@@ -327,17 +333,6 @@ def _begun(walk: Walk) -> Walk:
         scale_s=walk.best.evaluation.iteration_time_s,
         scale_bytes=float(walk.best.evaluation.peak_memory_bytes),
     )
-
-
-def _accepts(walk: Walk, proposed: Evaluation, energy: float) -> bool:
-    """Whether a proposal is accepted, given the step's exponential number times the temperature."""
-    assert walk.current is not None
-    current = walk.current.evaluation
-    if proposed.feasible != current.feasible:
-        return proposed.feasible
-    if proposed.feasible:
-        return proposed.iteration_time_s <= current.iteration_time_s + energy * walk.scale_s
-    return proposed.peak_memory_bytes <= current.peak_memory_bytes + energy * walk.scale_bytes
 
 
 def _packed_walk(walk: Walk) -> dict[str, Any]:
