@@ -52,16 +52,7 @@ from tests.runtime.test_training import NUM_STEPS, adam, data_parallel, model_pa
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 SHARDED = tuple(Sharding)[1:]
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    before, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Perceptron(nn.Module):
