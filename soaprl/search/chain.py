@@ -23,7 +23,9 @@ Tied moves (`soaprl.search.proposals`) give m operators that share configuration
 way back is proposed with probability q(a) instead of q(c), so that the Hastings ratio for the same
 distribution is (q(c) / q(a)) ** (m - 1); a move after which further operators of the group would have c is
 never accepted, as the way back would take them along. Implemented in `_tied`. Without tied moves and with the
-uniform proposal (`soaprl.search.metropolis.paper_settings`) the chain is the paper's to the letter.
+uniform proposal (`soaprl.search.metropolis.paper_settings`) the chain is the paper's to the letter. A start
+may have configurations that are never proposed, as with more tasks than `ProposalSettings.max_tasks`: the
+ratio of a tied move from there is 1.
 
 Memory. A strategy that does not fit in memory has infinite cost: it is never accepted from one that fits.
 While the current strategy does not fit, infeasible proposals are compared by peak memory instead of time,
@@ -42,7 +44,7 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
-from soaprl.search.proposals import BLOCK_SIZE, Proposals
+from soaprl.search.proposals import BLOCK_SIZE, Proposals, log_ratio
 from soaprl.search.scanning import Scanner, ScanningEvaluator
 from soaprl.search.task import Best, Evaluation, Evaluator, improved, rank, score_within
 from soaprl.search.task import accepts as accepts_within
@@ -265,5 +267,6 @@ def _tied(proposals: Proposals, current: Strategy, operator: int, config: OpConf
         return strategy, 0.0
     if config != old and any(current.configs[member] == config for member in group):
         return strategy, -inf
-    ratio = proposals.log_probability(operator, config) - proposals.log_probability(operator, old)
+    new = proposals.log_probability(operator, config)
+    ratio = log_ratio(new, proposals.log_probability(operator, old))
     return strategy, (len(moved) - 1) * ratio

@@ -162,7 +162,9 @@ def metropolis(
         signature=signature,
         origin_s=task.clock() - elapsed_s,
     )
-    position, interrupted = _search(run, position)
+    standing = _Standing(position)
+    interrupted = _search(run, standing)
+    position = standing.position
     _save(run, position)
     best = position.best_so_far
     assert best is not None
@@ -179,17 +181,25 @@ def metropolis(
     )
 
 
-def _search(run: _Run, position: Position) -> tuple[Position, bool]:
-    """Run the starts from `position` on; returns where it ended, and whether it was interrupted."""
+class _Standing:
+    """Where a search stands: replaced as a whole, so that an interrupt at any moment finds what holds."""
+
+    def __init__(self, position: Position) -> None:
+        self.position = position
+
+
+def _search(run: _Run, standing: _Standing) -> bool:
+    """Run the starts from where the search stands; returns whether it was interrupted."""
     try:
         while True:
-            if position.chain is None:
-                position = _begun(run, position)
-            position, interrupted = _walked(run, position)
+            if standing.position.chain is None:
+                standing.position = _begun(run, standing.position)
+            interrupted = _walk_start(run, standing)
+            position = standing.position
             done = run.task.budget.spent(position.num_evaluations, run.elapsed())
             if interrupted or done or position.start == len(run.starts) - 1:
-                return position, interrupted
-            position = Position(
+                return interrupted
+            standing.position = Position(
                 start=position.start + 1,
                 used_evaluations=position.num_evaluations,
                 used_s=run.elapsed(),
@@ -198,10 +208,9 @@ def _search(run: _Run, position: Position) -> tuple[Position, bool]:
                 best=position.best_so_far,
             )
     except KeyboardInterrupt:
-        # Outside of the steps, which end orderly: the work since `position` would be repeated.
-        if position.best_so_far is None:
+        if standing.position.best_so_far is None:
             raise
-        return position, True
+        return True
 
 
 def _begun(run: _Run, position: Position) -> Position:
@@ -217,20 +226,22 @@ def _begun(run: _Run, position: Position) -> Position:
     return replace(position, initial_time_s=initial, chain=chain)
 
 
-def _walked(run: _Run, position: Position) -> tuple[Position, bool]:
-    """The position after the chain's steps, and whether they were interrupted."""
+def _walk_start(run: _Run, standing: _Standing) -> bool:
+    """Makes the steps of the chain at hand; returns whether they were interrupted."""
+    position = standing.position
     assert position.chain is not None
     report_s = save_s = run.elapsed()
     save_s += run.settings.save_every_s
 
     def visit(chain: Chain, step: int, now: float) -> None:
         nonlocal report_s, save_s
+        standing.position = replace(position, chain=chain._replace(step=step))
         if now >= report_s:
             report_s = now + _REPORT_EVERY_S
-            _report(run, replace(position, chain=chain._replace(step=step)), now)
+            _report(run, standing.position, now)
         if now >= save_s:
             save_s = now + run.settings.save_every_s
-            _save(run, replace(position, chain=chain._replace(step=step)))
+            _save(run, standing.position)
 
     walker = Walker(
         evaluator=run.task.evaluator,
@@ -242,12 +253,9 @@ def _walked(run: _Run, position: Position) -> tuple[Position, bool]:
         visit=visit,
     )
     chain, interrupted = walk(walker, position.chain, _limits(run, position))
-    ended = replace(position, chain=chain)
-    try:
-        _report(run, ended, run.elapsed())
-    except KeyboardInterrupt:
-        interrupted = True
-    return ended, interrupted
+    standing.position = replace(position, chain=chain)
+    _report(run, standing.position, run.elapsed())
+    return interrupted
 
 
 def _limits(run: _Run, position: Position) -> Limits:

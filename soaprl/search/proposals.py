@@ -29,7 +29,7 @@ step without a saved generator.
 """
 
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from typing import NamedTuple
 
 import numpy as np
@@ -187,10 +187,15 @@ class Proposals:
         return Strategy(tuple(draws.config(row) for row in range(self.num_operators)))
 
     def log_probability(self, operator: int, config: OpConfig) -> float:
-        """Log of the probability that a proposal for `operator` is `config`, which must be legal."""
+        """Log of the probability that a proposal for `operator` is `config`, which must be legal.
+
+        Minus infinity for one that is never proposed, as with more tasks than the settings allow.
+        """
         rows = self._rows[operator]
         if not rows:
             rows.update((vector, row) for row, vector in enumerate(self._tables[operator]))
+        if config.degrees not in rows:
+            return -inf
         one = np.array([operator]), np.array([rows[config.degrees]]), np.array([config.num_tasks])
         return float(self._log_probabilities(*one, np.array([config.devices], np.int64))[0])
 
@@ -291,6 +296,14 @@ class Proposals:
             shares = np.exp(weights - np.logaddexp.reduce(weights))
             parts.append(operator + np.minimum(np.cumsum(shares), 1.0))
         return np.concatenate(parts)
+
+
+def log_ratio(new: float, old: float) -> float:
+    """The difference of the log-probabilities of two proposals; 0 if the old one is never proposed.
+
+    Only a start can be so, and a chain leaves it as if it were as probable as where it goes.
+    """
+    return 0.0 if old == -inf else new - old
 
 
 def even_rows(

@@ -75,7 +75,9 @@ class Scanner:
         operators = candidates.rows.operators[tied]
         for operator in set(operators.tolist()):
             self._look_up(operator, strategy.configs[operator])
-        candidates.rows.ratios[tied] = self._new[tied] - self._old[operators]
+        old = self._old[operators]
+        # As `log_ratio`.
+        candidates.rows.ratios[tied] = np.where(old == -np.inf, 0.0, self._new[tied] - old)
         return self._evaluator.scan(strategy, candidates, first, last, scale)
 
     def took(self, elapsed_s: float) -> None:

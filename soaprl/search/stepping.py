@@ -7,6 +7,7 @@ counting, the best strategy so far, the budget, reports, the file.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -169,8 +170,10 @@ def run_procedure(task: SearchTask, procedure: Procedure[S]) -> SearchResult:
             raise
         interrupted = True
     elapsed_s = task.clock() - origin_s
-    _report(task, procedure, position, elapsed_s)
     _save(task, procedure, position, elapsed_s, signature)
+    with suppress(KeyboardInterrupt):
+        # Everything is done and kept: an interrupt by the listener has nothing left to end.
+        _report(task, procedure, position, elapsed_s)
     assert position.best is not None, "a budget allows at least one evaluation"
     return search_result(
         method=procedure.method,

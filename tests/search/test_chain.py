@@ -8,8 +8,9 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.search.chain import Chain, Limits, Walker, accepts, begin, walk
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import Best, Evaluator
+from soaprl.simulator.evaluator import Simulator
 from soaprl.strategy.baselines import single_device
-from soaprl.strategy.strategy import Strategy
+from soaprl.strategy.strategy import OpConfig, Strategy
 from tests.search.synthetic import Score, Steps, Synthetic, all_strategies, pointwise_chain, toy_problem
 from tests.toys import ToyBuilder
 
@@ -159,6 +160,27 @@ def test_a_tied_move_changes_the_operators_of_a_group_that_are_configured_alike(
     # Half of the moves are tied; a quarter of all propose what is there already: 150 each, deviation 10.
     assert 110 < changed.count(3) < 190
     assert 110 < changed.count(1) < 190
+
+
+@pytest.mark.parametrize("scans", [False, True], ids=["synthetic", "simulated"])
+def test_a_chain_leaves_a_start_that_it_would_never_propose(scans: bool) -> None:
+    graph = tied_chain()
+    problem = toy_problem(graph, 2)
+    evaluator: Evaluator = Simulator(problem) if scans else Synthetic()
+    proposals = Proposals(graph, 2, ProposalSettings(max_tasks=1))
+    # Two tasks for each operator, where proposals have one.
+    start = Strategy((OpConfig((2, 1, 1), (0, 1)),) * 3)
+    assert proposals.log_probability(0, start.configs[0]) == -inf
+    chain = begin(
+        start,
+        evaluator.evaluate(start),
+        beta_relative=0.01,
+        best=Best(strategy=start, evaluation=evaluator.evaluate(start), history=()),
+        elapsed_s=0.0,
+    )
+    walker = Walker(evaluator, proposals, 0, 0, 0, lambda: 0.0, lambda *_: None)
+    ended, _ = walk(walker, chain, Limits(steps=200, end_s=inf, idle_steps=inf, idle_s=inf))
+    assert all(config.num_tasks == 1 for config in ended.current.configs)
 
 
 def test_operators_without_shared_parameters_are_never_tied() -> None:

@@ -1,11 +1,6 @@
-"""An interrupt at any line of the simulator or the chain loses nothing."""
+"""An interrupt at any moment of the simulator or of a search loses nothing."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import inf
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -17,33 +12,11 @@ from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import improved
 from soaprl.simulator import Problem, Simulator
 from soaprl.strategy.baselines import data_parallel
+from tests.search.interruption import interrupted_at, interrupted_in_compiled_code
 from tests.toys import chain, tied
 
 STEPS = 150
 WATCHED = ("simulator/engine.py", "simulator/evaluator.py", "search/scanning.py", "search/chain.py")
-
-
-@contextmanager
-def interrupted_at(line: int) -> Iterator[None]:
-    """Raises KeyboardInterrupt before the so many-th line that runs in a watched file."""
-    left = line
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(WATCHED):
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 @pytest.mark.parametrize("graph", [chain(num_operators=5, sample=16, channel=16), tied()])
@@ -80,7 +53,7 @@ def in_pieces(walker: Walker, chain: Chain, limits: Limits, stride: int) -> tupl
     line, pieces = stride, 1
     while True:
         try:
-            with interrupted_at(line):
+            with interrupted_at(line, WATCHED):
                 chain, interrupted = walk(walker, chain, limits)
             if not interrupted:
                 return chain, pieces
@@ -88,3 +61,32 @@ def in_pieces(walker: Walker, chain: Chain, limits: Limits, stride: int) -> tupl
             # Before the first step: the chain is as it was.
             pass
         line, pieces = line + stride, pieces + 1
+
+
+@pytest.mark.parametrize("fresh_simulators", [False, True], ids=["same simulator", "fresh simulators"])
+@pytest.mark.parametrize("graph", [chain(num_operators=6, sample=64, channel=64), tied(sample=64)])
+def test_signals_in_the_middle_of_compiled_scans_lose_and_repeat_no_proposal(
+    graph: OperatorGraph, fresh_simulators: bool
+) -> None:
+    problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
+    proposals = Proposals(graph, 4, ProposalSettings())
+    limits = Limits(steps=1500, end_s=inf, idle_steps=inf, idle_s=inf)
+    evaluator = Simulator(problem)
+    start = data_parallel(graph, problem.cluster)
+    evaluation = evaluator.evaluate(start)
+    best = improved(None, start, evaluation, number=1, elapsed_s=0.0)
+    fresh = begin(start, evaluation, beta_relative=20.0, best=best, elapsed_s=0.0)
+
+    def walker(simulator: Simulator) -> Walker:
+        return Walker(simulator, proposals, 1, 0, 1, lambda: 0.0, lambda chain, step, now: None)
+
+    whole, _ = walk(walker(evaluator), fresh, limits)
+    assert whole.accepted > 10
+    at_hand, interrupted, struck, pieces = fresh, True, [], 0
+    while interrupted:
+        simulator = Simulator(problem) if fresh_simulators else evaluator
+        with interrupted_in_compiled_code(5e-4 * pieces, struck):
+            at_hand, interrupted = walk(walker(simulator), at_hand, limits)
+        pieces += 1
+    assert at_hand == whole
+    assert len(struck) > 5

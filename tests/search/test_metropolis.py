@@ -21,7 +21,7 @@ from tests.search.synthetic import (
     toy_problem,
     toy_task,
 )
-from tests.toys import chain
+from tests.toys import chain, tied
 
 SETTINGS = MetropolisSettings(beta_relative=30.0)
 
@@ -177,6 +177,44 @@ def test_a_search_interrupted_many_times_equals_an_uninterrupted_one(tmp_path: P
         sessions += 1
     assert sessions > 5
     assert outcome(result) == outcome(whole)
+
+
+class InterruptingListener:
+    """Interrupts when it hears of the search for the `at`-th time, and perhaps the next time, too."""
+
+    def __init__(self, at: int, *, again: bool) -> None:
+        self.heard: list[int] = []
+        self.strikes = (at, at + 1) if again else (at,)
+
+    def __call__(self, report: ProgressReport) -> None:
+        self.heard.append(report.num_evaluations)
+        if len(self.heard) in self.strikes:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_an_interrupt_by_the_listener_loses_no_step_wherever_it_comes(tmp_path: Path, again: bool) -> None:
+    problem = toy_problem(chain(num_operators=4), 4)
+    settings = replace(SETTINGS, patience=1.0)
+    whole = metropolis(toy_task(problem, Synthetic(), evaluations=40), settings)
+    # The listener hears of each step and of the end of each of the two starts: 2 x (19 + 1) reports.
+    for at in range(1, 41):
+        listener, path = InterruptingListener(at, again=again), tmp_path / "state.json"
+        evaluator, clock = Synthetic(), Steps(1.0)
+        task = toy_task(problem, evaluator, evaluations=40, clock=clock, progress=listener, state_path=path)
+        stopped = metropolis(task, settings)
+        assert stopped.interrupted
+        assert stopped.num_evaluations == listener.heard[-1] == evaluator.calls
+        resumed = metropolis(replace(task, progress=None, resume=True), settings)
+        assert outcome(resumed) == outcome(whole)
+
+
+def test_a_search_may_begin_with_what_it_would_never_propose() -> None:
+    # Data parallelism has two tasks for each operator, where proposals have one.
+    problem = toy_problem(tied(sample=2, channel=2), 2)
+    settings = replace(SETTINGS, proposal=ProposalSettings(max_tasks=1), beta_relative=0.01)
+    found = metropolis(toy_task(problem, Synthetic(), evaluations=400), settings)
+    assert found.num_accepted > 100
 
 
 def test_a_finished_search_goes_on_under_a_larger_budget(tmp_path: Path) -> None:

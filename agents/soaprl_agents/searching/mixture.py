@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from soaprl.search.proposals import BLOCK_SIZE, Draws, Proposals
+from soaprl.search.proposals import BLOCK_SIZE, Draws, Proposals, log_ratio
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl_agents.decoding import ProblemPolicy
 
@@ -116,8 +116,8 @@ class Proposer:
         if log_p is None and count == 1:
             return 0.0
         plain_old, plain_new = self._log_plain(operator, old), self._log_plain(operator, new)
-        if log_p is None:
-            return (count - 1) * (plain_new - plain_old)
+        if log_p is None or plain_old == -np.inf:
+            return (count - 1) * log_ratio(plain_new, plain_old)
         back = self._log_mixture(operator, old, plain_old, log_p, share)
         forth = self._log_mixture(operator, new, plain_new, log_p, share)
         return count * (plain_new - plain_old) + back - forth
