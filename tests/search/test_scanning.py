@@ -9,11 +9,14 @@ from soaprl.cluster.presets import cluster_from_name
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.graph.operators import OperatorGraph
 from soaprl.search.chain import Chain, Limits, Walker, begin, walk
+from soaprl.search.metropolis import metropolis
 from soaprl.search.proposals import Proposals, ProposalSettings
-from soaprl.search.task import Evaluation, improved
-from soaprl.simulator import Problem, Simulator
+from soaprl.search.task import Budget, Evaluation, improved
+from soaprl.simulator import Candidates, Problem, Scale, Simulator
+from soaprl.simulator import Evaluation as SimulatedEvaluation
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Sharding, Strategy
+from tests.search.synthetic import Steps, toy_task
 from tests.toys import chain as toy_chain
 from tests.toys import tied as toy_tied
 
@@ -113,3 +116,34 @@ def test_a_scan_stops_at_the_step_limit_and_goes_on_from_there() -> None:
     for steps in (1, 7, 511, 513, 4.5):
         chain, visited = walked(problem, Simulator(problem), ProposalSettings(), steps, 100.0)
         assert chain.step == visited[-1] == ceil(steps)
+
+
+class Counting(Simulator):
+    """Counts what it is asked for."""
+
+    num_scans, num_single = 0, 0
+
+    def scan(
+        self, strategy: Strategy, candidates: Candidates, first: int, end: int, scale: Scale
+    ) -> tuple[int, SimulatedEvaluation | None]:
+        self.num_scans += 1
+        return super().scan(strategy, candidates, first, end, scale)
+
+    def evaluate_within(self, strategy: Strategy, limit_s: float) -> SimulatedEvaluation | None:
+        self.num_single += 1
+        return super().evaluate_within(strategy, limit_s)
+
+
+@pytest.mark.parametrize("budget", [Budget(evaluations=4000), Budget(evaluations=4000, seconds=1e3)])
+def test_searches_with_patience_and_limits_of_time_leave_refused_proposals_to_compiled_code(
+    budget: Budget,
+) -> None:
+    graph = toy_chain(num_operators=6, sample=64, channel=64)
+    problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x4"), cost=RooflineCostModel())
+    counting, clock = Counting(problem), Steps(1e-4)
+    found = metropolis(replace(toy_task(problem, counting, clock=clock), budget=budget))
+    # The two starts alone are asked for one by one.
+    assert counting.num_single == 2
+    assert counting.num_scans < found.num_evaluations / 4
+    # One reading for each scan, and a few for each start.
+    assert clock.now / clock.step < counting.num_scans + 50
