@@ -7,8 +7,9 @@ devices keep pieces of gradients (``zero2``, ``zero3``), these are reduced and s
 micro-batch instead, and added up in pieces; under ``zero3`` each micro-batch gathers the parameters for its
 forward and for its backward pass, as PyTorch's FSDP does. Synchronization groups are then of one
 micro-batch. With a schedule every device does its tasks in the order of the program
-(`soaprl.strategy.schedules`), one after the other, whichever is ready first; transfers and collectives stay
-first in, first out.
+(`soaprl.strategy.schedules`), one after the other, whichever is ready first, and its update after all of
+them, as an optimizer's step comes after the last backward pass; transfers and collectives stay first in,
+first out.
 """
 
 from collections.abc import Mapping

@@ -203,7 +203,7 @@ def _restart(layout: Layout, blocks: Blocks, work: Workspace, queue: Queue) -> i
 
 @inner_kernel
 def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace) -> None:
-    """Makes each task wait for the one before it on its device."""
+    """Makes each task wait for the one before it on its device, and updates for the last one."""
     mirror, n = 2 * work.totals[HALF] - 1, len(layout.num_parts)
     last, ends, successors = work.slot, work.successor_end, work.successors
     last[:] = NOTHING
@@ -218,6 +218,11 @@ def _wait_for_turns(layout: Layout, blocks: Blocks, work: Workspace) -> None:
                 successors[ends[last[device]] - 1] = task
                 work.waiting[task] += 1
             last[device] = task
+    for device in range(len(last)):
+        update = work.totals[UPDATE_ID] + device
+        if last[device] >= 0 and work.need[update] > 0:
+            successors[ends[last[device]] - 1] = update
+            work.waiting[update] += 1
 
 
 @inner_kernel

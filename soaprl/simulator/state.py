@@ -23,7 +23,8 @@ Successors. Also in blocks: of forward tasks and transfers by operator (a gradie
 successor there too), of backward tasks by operator, of synchronization by group, of the barrier. That a
 backward task waits for its own forward task is only written down where no gradient flows to it: otherwise it
 follows, as the tasks that the gradients come from have waited for it. Where passes are in an order, the last
-successor of each forward and backward task is the next one on its device, or -1.
+successor of each forward and backward task is the next one on its device, after the last one the device's
+update, or -1 if there is none.
 """
 
 from typing import NamedTuple

@@ -474,16 +474,18 @@ class Reference:
     # Schedule.
 
     def _take_turns(self) -> None:
-        """Every device does its tasks in the order of the program."""
+        """Every device does its tasks in the order of the program, then its update."""
         turns: dict[int, list[tuple[int, int, Key]]] = defaultdict(list)
         for key, task in self.tasks.items():
             if key[0] in "fb":
                 step = (self.there if key[0] == "f" else self.back)[key[1]]
                 turns[task.device].append((step, key[3], key))
-        for queue in turns.values():
+        for device, queue in turns.items():
             queue.sort()
             for (_, _, before), (_, _, after) in pairwise(queue):
                 self.tasks[after].before.add(before)
+            if ("u", device) in self.tasks:
+                self.tasks["u", device].before.add(queue[-1][2])
 
     def _order(self) -> list[Task]:
         """All tasks by sequence number."""

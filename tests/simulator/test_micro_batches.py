@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from math import inf
 
+import numpy as np
 import pytest
 
 from soaprl.errors import StrategyError
@@ -22,7 +23,7 @@ from tests.simulator.random_problems import (
 from tests.simulator.reference import Reference
 from tests.simulator.test_delta import assert_equal
 from tests.simulator.test_reference import assert_same
-from tests.toys import TableCost, chain, tied, uniform_cluster
+from tests.toys import TableCost, ToyBuilder, chain, tied, uniform_cluster
 
 ORDERS = [Schedule.GPIPE, Schedule.ONE_F_ONE_B]
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 4), (3, 2), (4, 4), (4, 8), (4, 12)]
@@ -195,6 +196,33 @@ def test_devices_take_turns_in_the_order_of_the_schedule(schedule: Schedule) -> 
 
 def graph_of(sample: int) -> OperatorGraph:
     return chain(num_operators=2, sample=sample)
+
+
+@pytest.mark.parametrize("schedule", ORDERS)
+def test_an_update_comes_after_all_passes_of_its_device_with_or_without_parameters(
+    schedule: Schedule,
+) -> None:
+    # The gradients of stage 1 are complete two backward tasks before its passes are.
+    builder = ToyBuilder(sample=1)
+    x = builder.linear("first", builder.input("x", channel=4), 4)
+    y = builder.linear("second", builder.add("plain 2", builder.add("plain 1", x)), 4)
+    builder.mean("loss", y)
+    graph = builder.build()
+    stages = tuple(int(operator.name != "first") for operator in graph.operators)
+    configs = tuple(unsplit(op, s) for op, s in zip(graph.operators, stages, strict=True))
+    strategy = Strategy(configs, micro_batches=1, schedule=schedule, stages=stages)
+    cost = TableCost(update_s_per_byte=10.0)
+    result = simulate(Problem(graph=graph, cluster=uniform_cluster(2), cost=cost), strategy)
+    tasks = result.tasks
+    took_s = tasks.finish_s - tasks.start_s
+    for device in range(2):
+        passes = np.isin(tasks.kind, (TaskKind.FORWARD, TaskKind.BACKWARD)) & (tasks.source == device)
+        update = (tasks.kind == TaskKind.UPDATE) & (tasks.source == device)
+        # 4 x 4 weights of 4 bytes.
+        assert took_s[update].tolist() == [640.0]
+        assert tasks.start_s[update].tolist() == [tasks.finish_s[passes].max()]
+    # One micro-batch: everything comes one after the other, but stage 1 is updated meanwhile.
+    assert result.iteration_time_s == took_s.sum() - 640.0
 
 
 @pytest.mark.parametrize(
