@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,12 @@ def exhaust_memory() -> None:
     raise MemoryError("expected 8 TiB")
 
 
-def failing(fail: Callable[[], None], when: str, last: int) -> dict[str, Kernel]:
-    """Kernels of which sinh fails, in its call number `last`, forward or backward."""
+def failing(fail: Callable[[], None], when: str, last: int, failed: Path) -> dict[str, Kernel]:
+    """Kernels of which sinh fails, in its call number `last`, forward or backward, and leaves a file."""
     count = 0
 
     def on_gradient(gradient: Tensor) -> None:
+        failed.touch()
         fail()
 
     def sinh(call: LocalCall) -> Results:
@@ -66,6 +69,7 @@ def failing(fail: Callable[[], None], when: str, last: int) -> dict[str, Kernel]
         count += 1
         found = call.tensor()
         if count == last and when == "forward":
+            failed.touch()
             fail()
         if count == last and when == "backward":
             found.register_hook(on_gradient)
@@ -74,7 +78,9 @@ def failing(fail: Callable[[], None], when: str, last: int) -> dict[str, Kernel]
     return {**kernels(), "aten.sinh": sinh}
 
 
-def train(rank: int, strategy_of: Callable[[OperatorGraph, int], Any], fail: Any, when: str) -> None:
+def train(
+    rank: int, strategy_of: Callable[[OperatorGraph, int], Any], fail: Any, when: str, failed: Path
+) -> None:
     torch.manual_seed(0)
     model, batch = Stack(), torch.randn(6, 6)
     graph = graph_of_model(model, (batch,))
@@ -85,7 +91,7 @@ def train(rank: int, strategy_of: Callable[[OperatorGraph, int], Any], fail: Any
         for step in program.ranks[VICTIM].steps
     )
     assert per_iteration, "the rank that is to fail has no sinh"
-    table = failing(fail, when, 2 * per_iteration) if rank == VICTIM else kernels()
+    table = failing(fail, when, 2 * per_iteration, failed) if rank == VICTIM else kernels()
     executor = DistributedRank(
         graph,
         program,
@@ -98,9 +104,10 @@ def train(rank: int, strategy_of: Callable[[OperatorGraph, int], Any], fail: Any
         executor.iterate(blocks_of(graph, input_tensors(graph, [batch])), seed=seed)
 
 
-def errors_after(strategy_of: Any, fail: Any, when: str) -> dict[int, str]:
-    """What each rank but the one that fails raised, all within a bounded time."""
-    processes, errors = start_processes(train, NUM_RANKS, strategy_of, fail, when)
+def errors_of_others(processes: list[Any], errors: Any, failed: Path) -> dict[int, str]:
+    """What each rank but the one that fails raised, all within a bounded time once there is the file."""
+    while not failed.exists() and processes[VICTIM].is_alive():
+        time.sleep(0.05)
     found = {}
     others = [rank for rank in range(NUM_RANKS) if rank != VICTIM]
     for rank in others:
@@ -112,6 +119,14 @@ def errors_after(strategy_of: Any, fail: Any, when: str) -> dict[int, str]:
         found[rank] = text.strip().splitlines()[-1]
     assert set(others) <= found.keys()
     return found
+
+
+def errors_after(strategy_of: Any, fail: Any, when: str) -> dict[int, str]:
+    """What each rank but the one that fails raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        failed = Path(folder) / "failed"
+        processes, errors = start_processes(train, NUM_RANKS, strategy_of, fail, when, failed)
+        return errors_of_others(processes, errors, failed)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ def save_and_die(rank: int, folder: Path) -> None:
         (folder / "losses").write_text(json.dumps(losses))
     if rank == VICTIM:
         # What it asks for when it writes what it owns.
-        runtime.rank.state.parameter = lambda block: die()
+        runtime.rank.state.parameter = lambda block: ((folder / "failed").touch(), die())
     save_checkpoint(runtime, folder)
 
 
@@ -194,16 +209,8 @@ def go_on(rank: int, folder: Path) -> None:
 
 def test_a_rank_killed_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path) -> None:
     processes, errors = start_processes(save_and_die, NUM_RANKS, tmp_path)
-    others = [rank for rank in range(NUM_RANKS) if rank != VICTIM]
-    for rank in others:
-        processes[rank].join(LIMIT_S)
-        assert processes[rank].exitcode == 1, f"rank {rank}: {processes[rank].exitcode}"
-    processes[VICTIM].kill()
-    found = {}
-    while not errors.empty():
-        rank, text = errors.get()
-        found[rank] = text.strip().splitlines()[-1]
-    assert set(found) == set(others)
+    found = errors_of_others(processes, errors, tmp_path / "failed")
+    assert set(found) == {rank for rank in range(NUM_RANKS) if rank != VICTIM}
     for error in found.values():
         assert "ExecutionError" in error, error
         assert f"rank {VICTIM} did not answer in the writing of a checkpoint" in error, error
