@@ -1,4 +1,8 @@
-"""All patterns of a problem that were computed so far, by number."""
+"""All patterns of a problem that were computed so far, by number.
+
+A pattern is rows of many pools, which belong together by where they are, and then a key by which they are
+found. So the key comes last, and what an interrupt leaves without one is dropped before the next.
+"""
 
 import numpy as np
 
@@ -49,6 +53,8 @@ class Patterns:
         self._rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
         self._next_node = len(self._index.edges) + len(self._index.groups)
         self.operators: list[OperatorPattern] = []
+        self._pools = (*self._rows, *self._operator_pools.pools, *self._sync_pools.pools)
+        self._sizes = tuple(pool.size for pool in self._pools)
         self.found: Found = self._gathered()
 
     def number(self, operator: int, degrees: tuple[int, ...]) -> int | None:
@@ -57,14 +63,15 @@ class Patterns:
 
     def add_operator(self, o: int, degrees: tuple[int, ...]) -> int:
         """Computes the pattern of an operator with `degrees`, which are legal; returns its number."""
+        self._drop_unfinished()
         pattern = self._operator_pools.add_operator(self._graph.operators[o], degrees)
         number = len(self.operators)
         self.operators.append(pattern)
-        self._numbers[o][degrees] = number
         same = self._degrees.setdefault(degrees, len(self._degrees))
         values = [pattern.num_parts, pattern.part_base, pattern.output_base, same]
         self._rows[0].append(np.array(values, np.int64))
-        self.found = self._gathered()
+        self._finish()
+        self._numbers[o][degrees] = number
         return number
 
     def need_edge(self, number: int, producer: int, consumer: int) -> None:
@@ -72,8 +79,9 @@ class Patterns:
         number %= self._edges_per_copy
         node = self._step(number, producer)
         key = key_of(node, consumer)
-        if self._lookup.get(key) != MISSING:
+        if self._is_known(key):
             return
+        self._drop_unfinished()
         edge = self._index.edges[number]
         operator = self._graph.operators[edge.producer]
         output = len(operator.inputs) + len(operator.parameters) + edge.output
@@ -81,8 +89,9 @@ class Patterns:
         read = self.operators[consumer].regions(edge.position)
         pattern = self._operator_pools.add_edge(written, read, operator.outputs[edge.output].tensor)
         row = self._rows[1].append(np.array([pattern.row_base, pattern.num_pairs], np.int64))
+        self._finish()
         self._lookup.add(key, row // 2)
-        self.found = self._gathered()
+        self._is_known(key)
 
     def need_group(self, number: int, readers: list[int]) -> None:
         """Computes the pattern of a group between the patterns of its readers, if it is not there."""
@@ -91,13 +100,16 @@ class Patterns:
         for reader in readers[:-1]:
             node = self._step(node, reader)
         key = key_of(node, readers[-1])
-        if self._lookup.get(key) != MISSING:
+        if self._is_known(key):
             return
+        self._drop_unfinished()
         patterns = tuple(self.operators[reader] for reader in readers)
         pattern = self._sync_pools.add_group(self._index.groups[number], patterns)
         values = np.array([pattern.cell_begin, pattern.cell_end, pattern.num_covers], np.int64)
-        self._lookup.add(key, self._rows[2].append(values) // 3)
-        self.found = self._gathered()
+        row = self._rows[2].append(values)
+        self._finish()
+        self._lookup.add(key, row // 3)
+        self._is_known(key)
 
     def _step(self, node: int, part: int) -> int:
         """The node after `node`, made if it is not there."""
@@ -106,9 +118,26 @@ class Patterns:
         if found != MISSING:
             return found
         assert self._next_node < _MOST_NUMBER, "numbers of patterns have 31 bits"
-        self._lookup.add(key, self._next_node)
         self._next_node += 1
+        self._lookup.add(key, self._next_node - 1)
         return self._next_node - 1
+
+    def _is_known(self, key: int) -> bool:
+        """Whether there is a pattern of a key; then compiled code finds it, too."""
+        if self.found.table is not self._lookup.table:
+            self.found = self.found._replace(table=self._lookup.table)
+        return self._lookup.get(key) != MISSING
+
+    def _drop_unfinished(self) -> None:
+        """Drops what is left of a pattern that was interrupted."""
+        for pool, size in zip(self._pools, self._sizes, strict=True):
+            pool.size = size
+        del self.operators[self._rows[0].size // 4 :]
+
+    def _finish(self) -> None:
+        """Shows compiled code what was computed, which is kept from now on."""
+        self.found = self._gathered()
+        self._sizes = tuple(pool.size for pool in self._pools)
 
     def _gathered(self) -> Found:
         operators, sync = self._operator_pools, self._sync_pools

@@ -90,6 +90,13 @@ class SyncPools:
         self.cover_part = Pool(np.int64)
         self.cover_contributes = Pool(np.int64)
 
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All of them."""
+        cells = self.cell_bytes, self.cell_sent_bytes, self.cell_codec_s, self.cell_trainable
+        updates, covers = (self.cell_update_begin, self.cell_update_s), (self.cover_begin, self.cover_reader)
+        return *cells, *updates, *covers, self.cover_part, self.cover_contributes
+
     def add_group(self, group: SyncGroup, patterns: tuple[OperatorPattern, ...]) -> SyncPattern:
         """Computes the cells of `group`; `patterns` are those of its readers."""
         cells = self._cells(group, patterns)

@@ -95,8 +95,9 @@ class Lookup:
         """Adds a key that is not there yet."""
         if 2 * (self.size + 1) > len(self.table.keys):
             old = self.table
-            self.table = empty_table(2 * len(old.keys))
+            larger = empty_table(2 * len(old.keys))
             for place in np.flatnonzero(old.keys != _EMPTY).tolist():
-                _put(self.table, int(old.keys[place]), int(old.rows[place]))
-        _put(self.table, key, row)
+                _put(larger, int(old.keys[place]), int(old.rows[place]))
+            self.table = larger
         self.size += 1
+        _put(self.table, key, row)

@@ -146,6 +146,13 @@ class OperatorPools:
         self.pair_bytes = Pool(np.int64)
         self.pair_box = Pool(np.int64)
 
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All of them."""
+        times, sizes = (self.forward_s, self.backward_s), (self.kept_bytes, self.passing_bytes)
+        pairs = self.pair_reader, self.pair_bytes, self.pair_box
+        return *times, *sizes, self.output_bytes, self.rows, *pairs
+
     def add_operator(self, operator: Operator, degrees: tuple[int, ...]) -> OperatorPattern:
         """Computes the pattern of `operator` with `degrees` and keeps it."""
         accesses = (*operator.inputs, *operator.parameters, *operator.outputs, *operator.buffers)

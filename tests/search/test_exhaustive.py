@@ -38,6 +38,7 @@ from soaprl.search.exhaustive.trips import make_trips
 from soaprl.search.task import ProgressReport
 from soaprl.simulator import Problem, SimulationOptions, Simulator
 from soaprl.strategy.strategy import OpConfig, Strategy
+from tests.search.interruption import interrupted_at
 from tests.search.synthetic import Steps, all_strategies, pointwise_chain, toy_problem, toy_task
 from tests.simulator.random_problems import random_graph, random_problem, random_strategy
 from tests.toys import (
@@ -320,6 +321,32 @@ def test_an_interrupted_search_goes_on_to_the_same_optimum(tmp_path: Path, readi
     assert outcome.result.num_evaluations >= first.result.num_evaluations
     with pytest.raises(SearchError, match="reductions was True there, and is False now"):
         prove_optimum(again, ExhaustiveSettings(space=SpaceSettings(reductions=False)))
+
+
+def test_a_search_that_is_interrupted_anywhere_leaves_nothing_unseen(tmp_path: Path) -> None:
+    problem = Problem(
+        graph=chain(num_operators=3, sample=2, channel=1), cluster=uniform_cluster(2), cost=TableCost()
+    )
+    choice, path = ExhaustiveSettings(beam=1), tmp_path / "state.json"
+    files = "exhaustive/method.py", "exhaustive/frontier.py"
+    task = toy_task(problem, Simulator(problem), evaluations=None, state_path=path)
+    whole = prove_optimum(task, choice)
+    num_interrupted = 0
+    for line in range(100, 2000, 5):
+        path.unlink(missing_ok=True)
+        try:
+            with interrupted_at(line, files):
+                stopped = prove_optimum(task, choice)
+        except KeyboardInterrupt:
+            continue
+        if not stopped.result.interrupted:
+            break
+        num_interrupted += 1
+        resumed = prove_optimum(replace(task, resume=True), choice)
+        assert resumed.proof.proved
+        assert resumed.proof.num_expanded >= whole.proof.num_expanded
+        assert resumed.result.evaluation.iteration_time_s == whole.result.evaluation.iteration_time_s
+    assert num_interrupted > 150
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"format": "soaprl-exhaustive-state"}'])

@@ -55,6 +55,10 @@ class Frontier:
         else:
             self._stack.append(node)
 
+    def first(self) -> Node:
+        """The node to look at next, which stays open."""
+        return self._stack[-1] if self._stack else self._heap[0]
+
     def pop(self) -> Node:
         """The node to look at next, which is not open any more."""
         return self._stack.pop() if self._stack else heapq.heappop(self._heap)

@@ -10,6 +10,7 @@ rounding of sums of times. Stopped earlier, what is known is that no strategy ta
 that is left.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -165,6 +166,7 @@ class _Search:
         self._continuations: dict[tuple[int, int], IntArray] = {}
         self._score = score_within(task.evaluator)
         self._frontier = Frontier(settings.max_open)
+        self._at_hand: Node | None = None
         self._counts = _Counts()
         self._best: Best | None = None
         self._initial_time_s = 0.0
@@ -186,9 +188,13 @@ class _Search:
             if self._best is None:
                 raise
             interrupted = True
+            if self._at_hand is not None:
+                self._frontier.push(self._at_hand)
         proof = self._proof()
-        self._report(_summary(proof, self._time_s()))
         self._save()
+        with suppress(KeyboardInterrupt):
+            # Everything is done and kept: an interrupt by the listener has nothing left to end.
+            self._report(_summary(proof, self._time_s()))
         assert self._best is not None
         result = search_result(
             method=METHOD,
@@ -265,18 +271,15 @@ class _Search:
                         self._evaluate(Strategy(tuple(configs)))
 
     def _step(self) -> None:
-        """Takes the next node; after an interruption it is open again."""
-        node = self._frontier.pop()
+        """Takes the next node; after an interruption it is open again, perhaps beside what it led to."""
+        # In this order: a node that is lost would be taken for one that was looked at.
+        node = self._at_hand = self._frontier.first()
+        self._frontier.pop()
         if node.bound_s >= self._limit_s():
             self._counts = replace(self._counts, pruned=self._counts.pruned + 1)
-            return
-        try:
-            complete = self._expand(node)
-        except KeyboardInterrupt:
+        elif not self._expand(node):
             self._frontier.push(node)
-            raise
-        if not complete:
-            self._frontier.push(node)
+        self._at_hand = None
 
     def _expand(self, node: Node) -> bool:
         """Continues a beginning in all ways; false if the budget did not suffice, and nothing was opened."""
@@ -445,12 +448,13 @@ class _Search:
         )
         self._initial_time_s = state.initial_time_s
         strategy = Strategy(tuple(OpConfig(degrees, devices) for degrees, devices in state.best))
-        # Simulated again: this also shows that the model, the cluster and the costs are still the same.
+        for node in unpack_nodes(state.nodes, len(self._space.configs)):
+            self._frontier.push(node)
+        # Simulated again: this also shows that the model, the cluster and the costs are still the same. Last:
+        # what is interrupted before it knows a strategy does not write over its state.
         self._best = Best(
             strategy=strategy, evaluation=self._task.evaluator.evaluate(strategy), history=state.history
         )
-        for node in unpack_nodes(state.nodes, len(self._space.configs)):
-            self._frontier.push(node)
 
 
 def _summary(proof: Proof, time_s: float) -> str:
