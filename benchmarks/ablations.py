@@ -3,6 +3,8 @@
     soaprl train --recipe generalist --out out/generalist
     python benchmarks/ablations.py --training out/generalist --steps 4000 --seeds 3 --out out/ablations
 
+At a size of minutes for each row: ``--steps 1000 --timesteps 8000 --seeds 1``.
+
 All variants learn from the lessons of one finished training, for the same number of steps, and are judged as
 `soaprl_agents.training.judging` does: by what they decode, on the training's validation problems and on
 problems of held-out families. Finished variants are kept in the folder and are not trained again.
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from soaprl_agents.checkpoints import feature_config
+from soaprl_agents.checkpoints import CONFIG, Checkpoint, feature_config, load_checkpoint, save_checkpoint
 from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.reinforcement import reinforce
 from soaprl_agents.training.collect import Lesson, collect
@@ -30,7 +32,7 @@ from soaprl_agents.training.learner import new_learner, seeded
 from soaprl_agents.training.lessons import Lessons, load_lessons
 from soaprl_agents.training.recipe import PpoSection, TeachingSection
 from soaprl_agents.training.run import Training, evaluating, open_training, planned
-from soaprl_envs.arena import ArenaPool
+from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems import FixedProblems, load_suite
 from soaprl_envs.spaces import limits_for
 
@@ -70,6 +72,9 @@ def variants(timesteps: int) -> tuple[Variant, ...]:
         Variant(name="imitation, one-shot", uses_context=False),
         Variant(name="imitation, no device encoder", uses_devices=False),
         Variant(name="PPO alone", imitates=False, timesteps=timesteps),
+        Variant(
+            name="PPO alone, one baseline for all", imitates=False, timesteps=timesteps, baseline_each=False
+        ),
         Variant(name="imitation, then PPO", timesteps=timesteps),
         Variant(name="imitation, then PPO, one baseline for all", timesteps=timesteps, baseline_each=False),
     )
@@ -117,7 +122,14 @@ class Bench:
         with seeded(seed):
             network = PolicyNetwork(feature_config(**widths))
         if variant.imitates:
-            network = self._imitated(network, seed)
+            # Variants that go on from there are what they are compared with, and more.
+            kept = (
+                self.folder / f"imitation-{seed}-{self.steps}-{variant.uses_context}-{variant.uses_devices}"
+            )
+            if not (kept / CONFIG).is_file():
+                make_folder(kept)
+                save_checkpoint(kept, Checkpoint(network=self._imitated(network, seed), name="ablation"))
+            network = load_checkpoint(kept).network
         if variant.timesteps:
             network = self._reinforced(network, variant, seed)
         return network
@@ -138,7 +150,7 @@ class Bench:
         chosen = np.random.default_rng((seed, 3)).permutation(names)[: section.problems].tolist()
         problems = FixedProblems([source.problem(number) for number in chosen])
         pool = ArenaPool(problems, limits_for([problems.problem(n) for n in range(len(chosen))]))
-        folder = self.folder / "ppo" / f"{variant.name}-{seed}"
+        folder = self.folder / "ppo" / f"{variant.name}-{seed}-{self.steps}-{variant.timesteps}"
         return reinforce(network, pool, section, seed=seed, folder=folder, say=lambda done, reward: None)
 
 

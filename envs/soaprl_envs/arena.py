@@ -10,20 +10,16 @@ infeasible, never just slow; so that rewards are finite and less memory is bette
     4 x max(iteration time, baseline time) x (its peak memory / the smallest device's memory, at least 1).
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 
-from soaprl.errors import SimulationError
 from soaprl.search.task import rank
 from soaprl.simulator import Evaluation, Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
-from soaprl_envs.choices import MIN_CANDIDATES, Choices, choices
+from soaprl_envs.choices import Choices, choices
 from soaprl_envs.features import ProblemFeatures, problem_features
-from soaprl_envs.problems.generators import ProblemGenerator
 from soaprl_envs.problems.specs import ProblemSpec
-from soaprl_envs.spaces import SpaceLimits
 
 INFEASIBLE_FACTOR = 4.0
 
@@ -126,50 +122,3 @@ def _baseline(found: Choices, simulator: Simulator, start: Evaluation) -> Baseli
         for name, strategy in found.experts
     ]
     return min([first, *others], key=lambda baseline: rank(baseline.evaluation))
-
-
-class ArenaPool:
-    """The problems of a generator, each made ready once; environments may share one pool in one thread.
-
-    Args:
-        generator: The problems.
-        limits: The largest problem that is let in.
-        keep: How many are kept; beyond that, the one used longest ago is made ready anew when needed.
-    """
-
-    def __init__(self, generator: ProblemGenerator, limits: SpaceLimits, *, keep: int = 64) -> None:
-        if not generator.names:
-            raise SimulationError("expected a generator with at least one problem, found none.")
-        self.generator = generator
-        self.limits = limits
-        self._keep = keep
-        self._known: OrderedDict[int, Arena] = OrderedDict()
-
-    @property
-    def num_problems(self) -> int:
-        """Number of problems."""
-        return len(self.generator.names)
-
-    def arena(self, number: int) -> Arena:
-        """Problem `number`.
-
-        Raises:
-            SimulationError: There is no such problem, or it is larger than the limits.
-            SoaprlError: It cannot be built.
-        """
-        if not 0 <= number < self.num_problems:
-            raise SimulationError(f"expected a problem from 0 to {self.num_problems - 1}, found {number}.")
-        if number not in self._known:
-            problem, name = self.generator.problem(number), self.generator.names[number]
-            self.limits.check(name, problem)
-            self._known[number] = make_arena(
-                problem,
-                number=number,
-                name=name,
-                spec=self.generator.spec(number),
-                max_candidates=max(self.limits.candidates, MIN_CANDIDATES),
-            )
-            while len(self._known) > self._keep:
-                self._known.popitem(last=False)
-        self._known.move_to_end(number)
-        return self._known[number]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from soaprl.errors import SimulationError
 from soaprl.simulator import Evaluation, SimulationResult
 from soaprl.strategy.strategy import Strategy
-from soaprl_envs.arena import Arena, ArenaPool
+from soaprl_envs.arena import Arena
+from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems.generators import ProblemGenerator
 from soaprl_envs.problems.suites import load_suite
 from soaprl_envs.records import ResultRecord, make_record

@@ -92,7 +92,7 @@ class PlacementEnv(WalkingEnv[np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begins an episode at data parallelism."""
         arena = self._start(seed, options)
-        self._walk = self._walks.walk(arena)
+        self._walk = self._take_walk(arena)
         self._operator = 0
         if self.render_mode == "human":
             self.render()

@@ -85,7 +85,7 @@ class RefineEnv(WalkingEnv[NDArray[np.int64]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begins an episode at data parallelism, or at the candidates in ``options["chosen"]``."""
         arena = self._start(seed, options)
-        self._walk = self._walks.walk(arena)
+        self._walk = self._take_walk(arena)
         chosen = (options or {}).get("chosen")
         if chosen is not None:
             self._walk.restart_at(np.asarray(chosen, np.int64))

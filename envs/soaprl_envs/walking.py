@@ -2,9 +2,10 @@
 
 from soaprl.simulator import Evaluation, SimulationResult
 from soaprl.strategy.strategy import Strategy
+from soaprl_envs.arena import Arena
 from soaprl_envs.base import Action, Problems, SoapEnv
 from soaprl_envs.spaces import SpaceLimits
-from soaprl_envs.walks import Walk, WalkPool
+from soaprl_envs.walks import Walk
 
 
 class WalkingEnv(SoapEnv[Action]):
@@ -18,7 +19,6 @@ class WalkingEnv(SoapEnv[Action]):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(problems, limits=limits, render_mode=render_mode)
-        self._walks = WalkPool()
         self._walk: Walk | None = None
 
     @property
@@ -34,6 +34,14 @@ class WalkingEnv(SoapEnv[Action]):
     def result(self) -> SimulationResult:
         """All that the simulator says about it."""
         return self._open().simulator.result()
+
+    def _take_walk(self, arena: Arena) -> Walk:
+        """A walk at the start of `arena`; others may have the one of the episode before."""
+        if self._walk is not None:
+            self.pool.walks.give_back(self._walk)
+            self._walk = None
+        self._walk = self.pool.walks.walk(arena)
+        return self._walk
 
     def _open(self) -> Walk:
         self._at_hand()

@@ -1,6 +1,5 @@
 """Walks: a strategy that changes one operator at a time, simulated after each change."""
 
-from collections import OrderedDict
 from math import log
 
 import numpy as np
@@ -10,8 +9,6 @@ from soaprl.simulator import DeltaSimulator, Evaluation
 from soaprl.strategy.strategy import OpConfig, Strategy
 from soaprl_envs.arena import Arena
 from soaprl_envs.context import Contexts
-
-_WALKS_KEPT = 8
 
 
 class Walk:
@@ -123,17 +120,27 @@ class Walk:
 
 
 class WalkPool:
-    """Walks by problem: a simulator keeps what it has computed about a problem."""
+    """Walks that nobody walks: a simulator keeps what it has computed about a problem.
 
-    def __init__(self) -> None:
-        self._walks: OrderedDict[int, Walk] = OrderedDict()
+    Environments that share one take walks from each other, so that there are as many as there are
+    environments and a few more, whatever the number of problems.
+
+    Args:
+        keep: How many are kept; beyond that, the one given back longest ago is let go.
+    """
+
+    def __init__(self, *, keep: int = 8) -> None:
+        self._keep = keep
+        self._idle: list[Walk] = []
 
     def walk(self, arena: Arena) -> Walk:
-        """A walk at the start of a problem."""
-        known = self._walks.pop(arena.number, None)
-        walk = Walk(arena) if known is None or known.arena is not arena else known
-        self._walks[arena.number] = walk
-        while len(self._walks) > _WALKS_KEPT:
-            self._walks.popitem(last=False)
+        """A walk at the start of a problem, for one to have alone until `give_back`."""
+        known = [number for number, walk in enumerate(self._idle) if walk.arena is arena]
+        walk = self._idle.pop(known[-1]) if known else Walk(arena)
         walk.restart()
         return walk
+
+    def give_back(self, walk: Walk) -> None:
+        """Lets others have a walk."""
+        self._idle.append(walk)
+        del self._idle[: -self._keep]

@@ -9,8 +9,8 @@ from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.reinforcement import GraphPolicy, PerProblemBaseline, make_ppo, reinforce
 from soaprl_agents.training.learner import seeded
 from soaprl_agents.training.recipe import PpoSection
-from soaprl_envs.arena import ArenaPool
 from soaprl_envs.placement import PlacementEnv
+from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems import FixedProblems, TwoTowers
 from soaprl_envs.problems.toy import OPTIMUM_S
 from soaprl_envs.spaces import limits_for

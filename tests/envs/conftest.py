@@ -1,6 +1,6 @@
 import pytest
 import soaprl_envs  # registers the environments
-from soaprl_envs.arena import ArenaPool
+from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems import FixedProblems, NamedProblems, ProblemSpec
 from soaprl_envs.spaces import limits_for
 

@@ -12,15 +12,16 @@ parallelism / time) at the end of episodes, `train/approx_kl`, `train/explained_
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from soaprl_envs.arena import ArenaPool
 from soaprl_envs.base import CODE
 from soaprl_envs.placement import PlacementEnv
+from soaprl_envs.pool import ArenaPool
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -32,6 +33,27 @@ from soaprl_agents.reinforcement.policy import GraphPolicy
 from soaprl_agents.training.recipe import PpoSection
 
 STATE = "ppo.pt"
+
+
+class OneProblem(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose episodes are all of one problem.
+
+    So all problems have as many episodes side by side, and an environment has the simulator of only one.
+
+    Args:
+        env: Takes ``options["problem"]``.
+        number: The problem.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], number: int) -> None:
+        super().__init__(env)
+        self._number = number
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode of the problem."""
+        return super().reset(seed=seed, options={**(options or {}), "problem": self._number})
 
 
 class PerProblemBaseline(BaseCallback):
@@ -94,7 +116,9 @@ def make_ppo(
         curves: Folder for TensorBoard.
     """
     count = settings.problems * settings.samples
-    environments: list[Callable[[], gymnasium.Env[Any, Any]]] = [lambda: PlacementEnv(pool)] * count
+    environments: list[Callable[[], gymnasium.Env[Any, Any]]] = [
+        partial(OneProblem, PlacementEnv(pool), number % pool.num_problems) for number in range(count)
+    ]
     vectorized = VecMonitor(DummyVecEnv(environments))
     features = [pool.arena(number).features for number in range(pool.num_problems)]
     steps = max(len(problem.operators) for problem in features)

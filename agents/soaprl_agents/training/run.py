@@ -31,7 +31,7 @@ from soaprl_agents.training.judging import Examination, examination, judge
 from soaprl_agents.training.learner import Learner, new_learner, seeded
 from soaprl_agents.training.lessons import Lessons
 from soaprl_agents.training.recipe import Recipe, RoundSection
-from soaprl_envs.arena import ArenaPool
+from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems import FixedProblems, ProblemGenerator, load_suite
 from soaprl_envs.spaces import limits_for
 
