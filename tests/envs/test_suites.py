@@ -15,11 +15,17 @@ def specs(name):
 
 def test_the_package_has_its_suites():
     assert set(suite_names()) == {
-        "training", "validation", "held-out", "held-out-families", "held-out-clusters", "small",
-    }  # fmt: skip
+        "training",
+        "validation",
+        "held-out",
+        "held-out-families",
+        "held-out-clusters",
+        "small",
+        "optimum",
+    }
 
 
-@pytest.mark.parametrize("name", ["training", "validation", "held-out", "small"])
+@pytest.mark.parametrize("name", ["training", "validation", "held-out", "small", "optimum"])
 def test_every_problem_of_a_suite_names_a_model_and_a_cluster_that_exist(name):
     for spec in specs(name):
         assert spec.model in zoo_models() or spec.model.startswith("synthetic-")
@@ -51,9 +57,11 @@ def test_training_has_no_cluster_like_the_held_out_ones():
         assert kind not in kinds or count not in counts or spec.bandwidth in (0.1, 10.0), spec.name
 
 
-def test_no_problem_is_in_two_of_training_validation_and_held_out():
+def test_no_problem_is_in_two_of_training_validation_held_out_and_optimum():
     names = [
-        name for suite in ("training", "validation", "held-out") for name in load_suite(suite).problems.names
+        name
+        for suite in ("training", "validation", "held-out", "optimum")
+        for name in load_suite(suite).problems.names
     ]
     assert len(set(names)) == len(names)
 

@@ -8,6 +8,7 @@
 | ``held-out-clusters`` | device counts, device types and bandwidths that training has nothing of |
 | ``held-out`` | both, and both at once: what results are reported on |
 | ``small`` | a first try, and tests |
+| ``optimum`` | small problems of which the optimum can be proved |
 
 A suite is a YAML file:
 
