@@ -11,8 +11,7 @@ resumable: what is in the folder is not measured again.
 With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast.
 
 The machine must do nothing else meanwhile: iterations are timed by the clock. What ranks compute (the column
-"compute error") is timed by what their threads ran, and is not so sensitive. Processors are kept awake: on a
-virtual machine one that sleeps comes back late, by milliseconds (`soaprl.runtime.measuring.processors`).
+"compute error") is timed by what their threads ran, and is not so sensitive.
 """
 
 import argparse
@@ -24,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hosts import PORT, address_of, hosts, name_of
-
-from soaprl.runtime.measuring.processors import awake
 
 HERE = Path(__file__).parent
 NUM_RANKS = 2
@@ -100,7 +97,7 @@ def main() -> None:
     slow = {} if megabits is None else {"GLOO_SOCKET_IFNAME": "wire"}
     common = ["--cost", profile, "--repeats", arguments.repeats, "--steps", arguments.steps]
     common += [] if megabits is None else ["--prefix", PREFIX, "--worst", 0]
-    with machines(megabits), awake():
+    with machines(megabits):
         if not links.exists():
             measure_links(links, megabits)
         measure_tasks(profile, links)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from soaprl.errors import ExecutionError
 from soaprl.runtime.distributed.health import Health, Store
+from soaprl.runtime.distributed.scheduling import let_gloo_wait
 from soaprl.runtime.program import Collective, Program
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -54,6 +55,7 @@ def join_process_group(
             f"rank {os.environ['RANK']} could not join the {os.environ['WORLD_SIZE']} ranks that meet at"
             f" {where} within {timeout_s:g} s: {error}"
         ) from error
+    let_gloo_wait()
 
 
 class Groups:
@@ -85,6 +87,7 @@ class Groups:
         # NCCL connects all ranks at the first collective, which must not be a batch that only some are in.
         device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else None
         dist.all_reduce(torch.zeros(1, device=device))
+        let_gloo_wait()
 
     def prepare(self, program: Program) -> None:
         """Makes the groups that a program needs; all ranks call this with the same program."""
@@ -96,6 +99,7 @@ class Groups:
         }
         for ranks in sorted(wanted - self._known.keys()):
             self._known[ranks] = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout_s))
+        let_gloo_wait()
 
     def close(self) -> None:
         """Ends the signs of life; the process groups stay."""

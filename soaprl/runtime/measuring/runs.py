@@ -42,7 +42,7 @@ from soaprl.runtime.launch_job import (
     optimizer_maker,
     save_job,
 )
-from soaprl.runtime.measuring.processors import stolen_s
+from soaprl.runtime.measuring.processors import bind, stolen_s
 from soaprl.runtime.model_state import module_tensors
 from soaprl.runtime.optimization import RankOptimizer
 from soaprl.runtime.program import Program
@@ -173,9 +173,8 @@ def _spawn(task: "_Task", prefix: str, listen: Callable[[int, int], None]) -> No
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
-                # An interrupt from the keyboard is for this process, which ends the others. A session of
-                # its own would also compete with the processes that keep processors awake.
-                process_group=0,
+                # An interrupt from the keyboard is for this process, which ends the others.
+                start_new_session=True,
             )
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -209,6 +208,7 @@ def _main(task: _Task, rank: int) -> None:
     """One process of the job."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    bind(rank, task.ranks)
     folder, path = Path(task.folder), Path(task.path)
     job, graph = load_job(folder)
     timeout = timedelta(seconds=job.timeout_s)
