@@ -53,17 +53,6 @@ def shifts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
         yield tasks[first : first + size]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, torch computes with one thread, as it does in `processes`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _begin() -> None:
     # The process that asked for the work decides what an interrupt means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -29,6 +29,8 @@ from soaprl.simulator import Problem, Simulator
 
 CLUSTER, EVALUATIONS, SECONDS = "p100-1x4", 30_000, 200.0
 METHODS = (("data-parallel", 1), ("optcnn", 1), ("coordinate-descent", 1), ("mcmc", 3))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What is to be proved, and how closely."""

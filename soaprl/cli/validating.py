@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, median_high
 from typing import TYPE_CHECKING, Any
 
 from soaprl.atomic import check_writable, make_folder
@@ -206,22 +206,18 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
             listen=listen,
             prefix=plan.prefix,
         )
-    times: dict[int, list[float]] = {}
-    ran: dict[int, list[tuple[float, ...]]] = {}
-    stolen: dict[int, list[float]] = {}
+    own: dict[int, list[Run]] = {}
     for run in runs:
-        stolen.setdefault(run.strategy, []).append(run.stolen)
-        times.setdefault(run.strategy, []).append(sorted(run.times_s)[len(run.times_s) // 2])
-        ran.setdefault(run.strategy, []).append(_ran(run))
+        own.setdefault(run.strategy, []).append(run)
     return [
         Point(
             model=Path(graph.name).name,
             found_by=c.found_by,
             predicted_s=c.predicted_s,
-            repeats_s=tuple(times[number][: plan.repeats]),
+            repeats_s=tuple(median_high(run.times_s) for run in own[number][: plan.repeats]),
             predicted_busy_s=c.busy_s,
-            ran_s=tuple(median(of_rank) for of_rank in zip(*ran[number], strict=True)),
-            stolen=median(stolen[number]),
+            ran_s=tuple(median(of_rank) for of_rank in zip(*map(_ran, own[number]), strict=True)),
+            stolen=median(run.stolen for run in own[number]),
         )
         for number, c in enumerate(chosen)
     ]

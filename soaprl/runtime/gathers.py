@@ -60,13 +60,13 @@ def pace(
         backward: list[Pass] = [("backward", operator) for operator in operators if has_backward[operator]]
         last = max(forward, key=place.__getitem__)
         found.gathered.setdefault(ahead[forward[0]], []).append(group)
-        again = ahead[backward[-1]] if backward else None
-        if not backward or (again is not None and place[again] > place[last]):
-            found.released.setdefault(last, []).append(group)
         if backward:
+            again = ahead[backward[-1]]
             if again is not None and place[again] > place[last]:
+                found.released.setdefault(last, []).append(group)
                 found.gathered.setdefault(again, []).append(group)
-            found.released.setdefault(max(backward, key=place.__getitem__), []).append(group)
+            last = max(backward, key=place.__getitem__)
+        found.released.setdefault(last, []).append(group)
     return found
 
 

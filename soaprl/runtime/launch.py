@@ -29,6 +29,7 @@ from soaprl.runtime.launch_job import Job, Listen, Progress, RunResult, save_job
 from soaprl.runtime.launch_rank import PROGRESS, failure_path, place_path, result_path
 from soaprl.runtime.launch_record import Recorder, read_place
 from soaprl.runtime.launch_train import check_devices, check_output, merged_results, parse_result, train
+from soaprl.runtime.threads import one_thread
 
 _POLL_S = 0.02
 # How long the other processes have to notice a failure, and then to end, before they are killed.
@@ -77,7 +78,7 @@ def run_job(job: Job, graph: OperatorGraph, listen: Listen, *, place: Elastic | 
     check_output(job)
     if job.executor == "logical":
         recorder = Recorder(graph, events=job.trace)
-        with _one_thread():
+        with one_thread():
             return train(job, graph, recorder, listen)
     return _run_processes(job, graph, listen)
 
@@ -255,14 +256,3 @@ def _new_lines(path: Path) -> Iterator[list[Progress]]:
             position += len(whole)
             found = [Progress(**json.loads(line)) for line in whole.splitlines()]
         yield found
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As each process has where there are several, so that times compare."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from soaprl.graph.capture import capture, graph_from_program
 from soaprl.graph.capture.export import WithStandInLoss
 from soaprl.graph.operators import Operator, OperatorGraph, TensorRole
 from soaprl.runtime.reference import run_graph
+from soaprl.runtime.threads import one_thread
 
 Degrees = tuple[tuple[int, ...], ...]
 MAX_PARTS = 8
@@ -64,17 +64,6 @@ def check(case: Case, rng: random.Random, *, num_random: int = 2) -> None:
     """
     with one_thread():
         _check(case, rng, num_random)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(case: Case, rng: random.Random, num_random: int) -> None:

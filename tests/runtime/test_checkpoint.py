@@ -22,10 +22,10 @@ from soaprl.runtime.checkpoint import (
     save_checkpoint,
 )
 from soaprl.runtime.checkpoint_storage import packed, unpacked
+from soaprl.runtime.threads import one_thread
 from soaprl.runtime.training import LogicalRuntime, graph_of_model, initialize
 from soaprl.strategy.strategy import OpConfig, Strategy
 from tests.runtime.cases import in_double
-from tests.runtime.checking import one_thread
 
 NUM_SAMPLES = 8
 

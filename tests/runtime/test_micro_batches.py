@@ -14,10 +14,11 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.program import Backward, Forward
+from soaprl.runtime.threads import one_thread
 from soaprl.runtime.training import graph_of_model, initialize
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Strategy
-from tests.runtime.checking import Case, one_thread
+from tests.runtime.checking import Case
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases, zoo_case
 from tests.runtime.test_training import compare_training, data_parallel, momentum, reshuffled, trained

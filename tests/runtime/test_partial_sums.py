@@ -13,10 +13,11 @@ from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed import Groups, initialize_distributed
 from soaprl.runtime.program import CompileOptions, Exchange, Program, SumPartials
 from soaprl.runtime.program_text import program_text
+from soaprl.runtime.threads import one_thread
 from soaprl.runtime.training import graph_of_model
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import OpConfig, Strategy
-from tests.runtime.checking import compare, compare_tensors, eager, one_thread, run
+from tests.runtime.checking import compare, compare_tensors, eager, run
 from tests.runtime.executing import execute
 from tests.runtime.processes import run_processes
 from tests.runtime.test_training import momentum, trained

@@ -9,8 +9,9 @@ import pytest
 from soaprl.graph.capture import capture, graph_from_program
 from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.reference import run_graph
+from soaprl.runtime.threads import one_thread
 from soaprl.strategy.strategy import Sharding
-from tests.runtime.checking import Case, Outcome, compare, compare_tensors, gradients, one_thread, sources
+from tests.runtime.checking import Case, Outcome, compare, compare_tensors, gradients, sources
 from tests.runtime.executing import execute, random_strategy
 from tests.runtime.random_cases import GENERATORS
 from tests.runtime.random_models import random_model

@@ -19,6 +19,7 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed import Groups, initialize_distributed
 from soaprl.runtime.program import CompileOptions
+from soaprl.runtime.threads import one_thread
 from soaprl.runtime.training import graph_of_model
 from soaprl.search.registry import search
 from soaprl.search.task import Budget, SearchTask
@@ -26,7 +27,6 @@ from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.schedules import Schedule
 from soaprl.strategy.strategy import Strategy
-from tests.runtime.checking import one_thread
 from tests.runtime.models import zoo_case
 from tests.runtime.processes import run_processes
 from tests.runtime.test_micro_batches import pipeline

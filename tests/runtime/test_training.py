@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from soaprl.graph.capture.export import WithStandInLoss
 from soaprl.graph.factors import FactorKind
 from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.threads import one_thread
 from soaprl.runtime.training import LogicalRuntime, graph_of_model, initialize
 from soaprl.strategy.strategy import OpConfig, Strategy
-from tests.runtime.checking import Case, one_thread
+from tests.runtime.checking import Case
 from tests.runtime.executing import random_strategy
 from tests.runtime.models import own_cases, zoo_case, zoo_names
 

@@ -17,13 +17,14 @@ from typing import NamedTuple
 from soaprl_envs.problems import ProblemGenerator
 
 from soaprl.atomic import make_folder, write_text_atomic
+from soaprl.runtime.threads import one_thread
 from soaprl.search.method import Method
 from soaprl.search.registry import Skipped, attempt
 from soaprl.search.task import Budget, SearchResult, SearchTask
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.problem import Problem
 from soaprl_agents.evaluation.records import Record, load_record
-from soaprl_agents.processes import one_thread, processes, shifts
+from soaprl_agents.processes import processes, shifts
 
 DEPENDS_ON_BUDGET = ("mcmc",)
 BUDGETS = (1, 16, 64, 256, 1_000)

@@ -60,12 +60,10 @@ _STRATEGIES = "strategies.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One strategy, run once.
+class Measured:
+    """What a run shows.
 
     Attributes:
-        strategy: Its number.
-        repeat: Which of its runs this is.
         times_s: Seconds of each iteration, of the rank that took longest.
         busy_s: For each rank, the median over iterations of the seconds that its thread ran; not what it
             waited, and not what gloo's own threads did.
@@ -73,31 +71,32 @@ class Run:
         stolen: Share of the processors' time that the hypervisor took meanwhile.
     """
 
-    strategy: int
-    repeat: int
     times_s: tuple[float, ...]
     busy_s: tuple[float, ...]
     helped_s: tuple[float, ...]
     stolen: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(Measured):
+    """One strategy, run once.
+
+    Attributes:
+        strategy: Its number.
+        repeat: Which of its runs this is.
+    """
+
+    strategy: int
+    repeat: int
+
+
+_RUNS = TypeAdapter(Run)
+
+
 def read_runs(path: Path) -> list[Run]:
     """The runs that are written down; a line that was cut off is none."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("}\n"):
-            content = json.loads(line)
-            found.append(
-                Run(
-                    strategy=content["strategy"],
-                    repeat=content["repeat"],
-                    times_s=tuple(content["times_s"]),
-                    busy_s=tuple(content["busy_s"]),
-                    helped_s=tuple(content["helped_s"]),
-                    stolen=content["stolen"],
-                )
-            )
-    return found
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [_RUNS.validate_json(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def run_strategies(
@@ -242,19 +241,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """The numbers of a `Run`; the same on all ranks."""
-
-    times_s: list[float]
-    busy_s: list[float]
-    helped_s: list[float]
-    stolen: float
-
-
-def _least_stolen(
-    job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups
-) -> _Measured:
+def _least_stolen(job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups) -> Measured:
     """The first run that a hypervisor left alone, or the one that it disturbed least."""
     best = _run(job, model, graph, program, groups)
     for _ in range(_ATTEMPTS - 1):
@@ -264,7 +251,8 @@ def _least_stolen(
     return best
 
 
-def _run(job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups) -> _Measured:
+def _run(job: Job, model: Model, graph: OperatorGraph, program: Program, groups: Groups) -> Measured:
+    """The same on all ranks."""
     runtime = _runtime(job, model, graph, program, groups)
     args, kwargs = draw_batch(model, job.batch_size, seed=job.seed, step=0)
     own, ran, helped = [], [], []
@@ -283,10 +271,10 @@ def _run(job: Job, model: Model, graph: OperatorGraph, program: Program, groups:
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     of_ranks: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * job.num_ranks
     dist.all_gather_object(of_ranks, (median(ran), median(helped), share))
-    return _Measured(
-        times_s=slowest.tolist(),
-        busy_s=[ran_s for ran_s, _, _ in of_ranks],
-        helped_s=[helped_s for _, helped_s, _ in of_ranks],
+    return Measured(
+        times_s=tuple(slowest.tolist()),
+        busy_s=tuple(ran_s for ran_s, _, _ in of_ranks),
+        helped_s=tuple(helped_s for _, helped_s, _ in of_ranks),
         stolen=max(stolen for _, _, stolen in of_ranks),
     )
 
