@@ -1,6 +1,15 @@
 """`soaprl run`: train a model by a strategy, on local processes or under torchrun."""
 
-from soaprl.cli.arguments import BatchSize, Json, ModelOptions, NoCoarsen, Seed, ShardingName
+from soaprl.cli.arguments import (
+    BatchSize,
+    ComputeDtype,
+    GradientCompression,
+    Json,
+    ModelOptions,
+    NoCoarsen,
+    Seed,
+    ShardingName,
+)
 from soaprl.cli.run_arguments import (
     Backend,
     BatchNorm,
@@ -34,6 +43,8 @@ def run(
     dry_run: DryRun = False,
     check: Check = False,
     optimizer: Optimizer = None,
+    compute_dtype: ComputeDtype = None,
+    compression: GradientCompression = None,
     learning_rate: LearningRate = None,
     batch_norm: BatchNorm = "local",
     dtype: Dtype = "float32",
@@ -65,6 +76,8 @@ def run(
         num_processes=num_processes,
         sharding=sharding,
         optimizer=optimizer,
+        compute_dtype=compute_dtype,
+        compression=compression,
         learning_rate=learning_rate,
         batch_norm=batch_norm,
         dtype=dtype,

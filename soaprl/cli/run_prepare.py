@@ -89,9 +89,13 @@ def prepare_run(choice: ModelChoice, wishes: Wishes) -> PreparedRun:
         for note in graph.notes:
             say(f"soaprl: {note}")
     _check_trained(graph)
-    execution = chosen.executed(Execution(optimizer=wishes.optimizer))
+    execution = chosen.executed(
+        Execution(
+            optimizer=wishes.optimizer, compute_dtype=wishes.compute_dtype, compression=wishes.compression
+        )
+    )
     prepared = prepared_problem(choice, graph, cluster, execution, wishes.sharding)
-    _check_formats(prepared.assumptions)
+    _check_formats(prepared.assumptions, check=wishes.check)
     simulated = simulate_chosen(prepared, chosen)
     return _compiled(prepared, simulated, wishes, place)
 
@@ -115,14 +119,19 @@ def _check_trained(graph: OperatorGraph) -> None:
         )
 
 
-def _check_formats(assumptions: Assumptions) -> None:
-    """Raise `ExecutionError` if the strategy was found for formats that the runtime does not have."""
-    found = (assumptions.compute_dtype, assumptions.gradient_compression)
-    if found[0] not in ("float32", "bfloat16") or found[1] != "none":
+def _check_formats(assumptions: Assumptions, *, check: bool) -> None:
+    """Raise `ExecutionError` if the runtime has no such arithmetic, or a check could not agree."""
+    found = assumptions.compute_dtype
+    if found not in ("float32", "bfloat16"):
         raise ExecutionError(
-            f"the strategy was found for arithmetic in {found[0]} and gradient compression {found[1]!r},"
-            " which can be simulated but not run: expected float32 or bfloat16, and none. Search again with"
-            " --precision fp32 or bf16 and --compress none."
+            f"expected arithmetic in float32 or bfloat16, found {found}, which can be simulated but not run:"
+            " add --precision fp32 or --precision bf16"
+        )
+    how = assumptions.gradient_compression
+    if check and how in ("int8", "ternary"):
+        raise ExecutionError(
+            f"--check compares gradients, and {how} rounds them at random: leave --check out, or add"
+            " --compress none, fp16 or bf16"
         )
 
 
@@ -150,6 +159,7 @@ def _compiled(
         batch_norm="synchronized" if wishes.batch_norm == "synchronized" else "local",
         dtype="float64" if wishes.dtype == "float64" else "float32",
         precision="bfloat16" if prepared.assumptions.compute_dtype == "bfloat16" else "stored",
+        compression=prepared.assumptions.gradient_compression,
         seed=wishes.seed,
         num_steps=wishes.num_steps,
         check=wishes.check,
@@ -163,7 +173,7 @@ def _compiled(
         resume=wishes.resume or (place is not None and place.num_restarts > 0),
         trace=wishes.trace is not None,
     )
-    options = CompileOptions(batch_norm=job.batch_norm, precision=job.precision)
+    options = CompileOptions(batch_norm=job.batch_norm, precision=job.precision, compression=job.compression)
     fingerprint = graph_fingerprint(graph)
     with _shown(place, "compiling", f"the programs of {job.num_ranks} ranks"):
         program = compile_program(

@@ -28,6 +28,8 @@ class Wishes:
     num_processes: int | None
     sharding: Sharding | None
     optimizer: str | None
+    compute_dtype: str | None
+    compression: str | None
     learning_rate: float | None
     batch_norm: str
     dtype: str

@@ -6,6 +6,10 @@ steps before it on the same rank. Take the smallest id that is never complete. E
 before it they have only shared steps with smaller ids, which are complete, and steps that await such. So it
 becomes complete, which is a contradiction. Each exchange is complete when all its messages have arrived,
 which needs that each send has a receive: (4).
+
+A sum of gradients that travel in fewer bits is complete only when all of its ranks await it, since they send
+the second round then. Therefore (5): ranks await such sums in the order of their ids, after all of their
+shared steps but the norm of all gradients, which awaits the sums itself. The argument holds as before.
 """
 
 from dataclasses import replace
@@ -36,10 +40,12 @@ _Place = tuple[int, int, Shared]
 
 
 def check_shared(program: Program, graph: OperatorGraph) -> None:
-    """Raises `ProgramError` unless (1) to (4) hold and all ranks agree on each shared step."""
+    """Raises `ProgramError` unless (1) to (5) hold and all ranks agree on each shared step."""
     places: dict[int, list[_Place]] = {}
     for rank in program.ranks:
         _check_order(graph, rank.rank, rank.steps, places)
+        if program.options.compression != "none":
+            _check_sums_last(graph, rank.rank, rank.steps)
     for _, members in sorted(places.items()):
         _check_members(graph, members)
         if isinstance(members[0][2], Exchange):
@@ -72,6 +78,21 @@ def _check_order(
             awaited.add(number)
         if isinstance(step, Shared):
             posted.add(step.id)
+
+
+def _check_sums_last(graph: OperatorGraph, rank: int, steps: tuple[Step, ...]) -> None:
+    """(5)."""
+    sums = {step.id for step in steps if isinstance(step, ReduceGradients)}
+    last = -1
+    for index, step in enumerate(steps):
+        for number in waits_of(step):
+            if number not in sums:
+                continue
+            later = [s for s in steps[index:] if isinstance(s, Shared) and not isinstance(s, ReduceNorm)]
+            if number < last or later:
+                problem = f"it waits for the sum #{number} too early: others may wait for this rank elsewhere"
+                raise wrong_step(graph, rank, index, step, problem)
+            last = number
 
 
 def waits_of(step: Step) -> tuple[int, ...]:

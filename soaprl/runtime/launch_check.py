@@ -20,7 +20,8 @@ from soaprl.runtime.reference import run_graph
 
 # Rounding over a few steps of training: a thousand and a hundred million units in the last place.
 TOLERANCES = {"float32": 1e-3, "float64": 1e-8}
-# With arithmetic in bfloat16, of 8 bits, a few units in the last place, in sums that differ in their order.
+# With arithmetic in bfloat16, of 8 bits, a few units in the last place, in sums that differ in their order;
+# with gradients that travel in 16 bits, too.
 _SHORT_TOLERANCE = 5e-2
 # Gradients that should be 0 are compared with this part of the largest one.
 _FLOOR = 1e-2
@@ -42,7 +43,7 @@ class Reference:
         self._job, self._graph = job, graph
         self._module = copy.deepcopy(model.module)
         self._random = _is_random(self._module, model)
-        short = job.precision == "bfloat16"
+        short = job.precision == "bfloat16" or job.compression != "none"
         self._tolerance = _SHORT_TOLERANCE if short else TOLERANCES[job.dtype]
         make = optimizer_maker(job.optimizer, job.learning_rate)
         self._optimizer = make([(n, p) for n, p in self._module.named_parameters() if p.requires_grad])

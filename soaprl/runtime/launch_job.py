@@ -53,6 +53,7 @@ class Job:
         batch_norm: As in `CompileOptions`.
         dtype: Of parameters and floating-point inputs.
         precision: As in `CompileOptions`.
+        compression: As in `CompileOptions`.
         seed: Of initial parameters, batches and dropout.
         num_steps: Iterations in all, those before a checkpoint that is resumed from included.
         check: Whether to compare with training of the original model in one process.
@@ -76,6 +77,7 @@ class Job:
     batch_norm: BatchNorm = "local"
     dtype: Dtype = "float32"
     precision: Precision = "stored"
+    compression: str = "none"
     seed: int = 0
     num_steps: int
     check: bool = False

@@ -114,6 +114,7 @@ def _initialized(job: Job, graph: OperatorGraph, model: Model) -> Runtime:
         optimizer=optimizer_maker(job.optimizer, job.learning_rate),
         batch_norm=job.batch_norm,
         precision=job.precision,
+        compression=job.compression,
         seed=job.seed,
         graph=graph,
         executor=job.executor,

@@ -236,6 +236,8 @@ def _reduce(group: list[_RankRun]) -> None:
         contributions = run.state.contribution(alone)
         run.pending[alone.id] = lambda: run.state.enter(alone, contributions)
         return
+    if _reduce_encoded(group):
+        return
     totals: list[Tensor] = []
     for run in group:
         contributions = run.state.contribution(_collective(run))
@@ -245,6 +247,27 @@ def _reduce(group: list[_RankRun]) -> None:
             totals = [t + c.to(t.device) for t, c in zip(totals, contributions, strict=True)]
     for place, run in enumerate(group):
         _enter_later(run, _taken(_collective(run), totals, place))
+
+
+def _reduce_encoded(group: list[_RankRun]) -> bool:
+    """Sums gradients as ranks of processes do that send fewer bits; False where they do not."""
+    found = [run.state.encoded_sum(_collective(run)) for run in group]
+    sums = [encoded for encoded in found if encoded is not None]
+    if not sums:
+        return False
+    devices = [run.state.device for run in group]
+    added = [
+        encoded.added(torch.stack([other.sent[place].to(device) for other in sums]))
+        for place, (encoded, device) in enumerate(zip(sums, devices, strict=True))
+    ]
+    if isinstance(_collective(group[0]), ScatterGradients):
+        for run, encoded, total in zip(group, sums, added, strict=True):
+            _enter_later(run, encoded.own_totals(total))
+        return True
+    rows = [encoded.encoded(total) for encoded, total in zip(sums, added, strict=True)]
+    for run, encoded, device in zip(group, sums, devices, strict=True):
+        _enter_later(run, encoded.totals(torch.cat([row.to(device) for row in rows])))
+    return True
 
 
 def _gather(group: list[_RankRun]) -> None:

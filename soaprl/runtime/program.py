@@ -475,6 +475,8 @@ class CompileOptions:
         precision: ``stored``: arithmetic in the types of the graph. ``bfloat16``: what PyTorch's autocast
             computes in bfloat16 is, inside tasks; parameters, gradients, optimizer state, what goes between
             ranks and sums of partial results stay in the types of the graph.
+        compression: How gradients travel that ranks sum: a name that `soaprl.cost.compression` knows, as
+            `soaprl.runtime.compression` does it.
         sum_bytes: Partial results of this size or more that a group of ranks writes, and all of it reads, are
             summed by a collective; smaller ones are exchanged. `benchmarks/runtime-collectives.md` shows why.
         sum_ranks: The same of groups: two ranks send each other as much as they would for a collective.
@@ -486,6 +488,7 @@ class CompileOptions:
     clip_gradients: bool = False
     bucket_bytes: int = 25 * 2**20
     precision: Precision = "stored"
+    compression: str = "none"
     sum_bytes: int = 2**21
     sum_ranks: int = 3
     prefetch: int = 4

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.compression import EncodedSum, shortens, summed_blocks
 from soaprl.runtime.local import PartRun
 from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.program import (
@@ -322,6 +323,15 @@ class RankState:
         self._held.release(step)
 
     # What a group of ranks does together.
+
+    def encoded_sum(self, step: Collective) -> EncodedSum | None:
+        """This rank's part in a sum of gradients that travel in fewer bits; None for anything else."""
+        how = self._options.compression
+        if not isinstance(step, ReduceGradients | ScatterGradients) or how == "none" or len(step.group) == 1:
+            return None
+        if not shortens(how, self._dtype_of(summed_blocks(step)[0].tensor)):
+            return None
+        return EncodedSum(step, self.contribution(step), how, rank=self.program.rank, seed=self._seed)
 
     def contribution(self, step: Collective, scale: float = 1.0) -> list[Tensor]:
         """What this rank gives to a step of a group.

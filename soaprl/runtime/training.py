@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from soaprl.cost.compression import find_compression
 from soaprl.errors import ExecutionError, unknown_name
 from soaprl.graph.capture import graph_from_factory
 from soaprl.graph.files import graph_fingerprint
@@ -66,6 +67,7 @@ def initialize(
     max_gradient_norm: float | None = None,
     batch_norm: BatchNorm = "local",
     precision: Precision = "stored",
+    compression: str = "none",
     seed: int = 0,
     graph: OperatorGraph | None = None,
     executor: str = "logical",
@@ -86,6 +88,8 @@ def initialize(
             (``local``, as `DistributedDataParallel` does), or from the whole batch (``synchronized``).
         precision: ``stored`` for arithmetic in the types of the model, ``bfloat16`` for what PyTorch's
             autocast does; parameters, gradients and optimizer state stay in the types of the model.
+        compression: How gradients travel that ranks sum: ``fp16``, ``bf16``, or, rounded at random so that
+            their expectation is exact, ``int8`` or ``ternary``; ``none`` for as they are.
         seed: Of dropout and other random numbers, which do not depend on the strategy.
         graph: The model's graph, where the caller has captured it.
         executor: ``logical``: all ranks in this process. ``distributed``: this process is the rank that
@@ -96,14 +100,19 @@ def initialize(
     Raises:
         CaptureError: The model cannot be captured.
         StrategyError: The strategy does not fit the model.
+        UnknownNameError: There is no such executor, or no such compression.
         ExecutionError: The optimizer, or the number of devices, does not fit the strategy.
     """
     if executor not in _EXECUTORS:
         raise unknown_name("executor", executor, _EXECUTORS)
+    find_compression(compression)
     graph = graph or graph_of_model(model, inputs)
     fingerprint = graph_fingerprint(graph)
     options = CompileOptions(
-        batch_norm=batch_norm, clip_gradients=max_gradient_norm is not None, precision=precision
+        batch_norm=batch_norm,
+        clip_gradients=max_gradient_norm is not None,
+        precision=precision,
+        compression=compression,
     )
     num_ranks = None if devices is None else len(devices)
     if executor == "distributed":

@@ -104,6 +104,22 @@ def test_sharded_state_trains_as_one_process(soaprl: Soaprl, model_file: Path, s
     assert found["strategy"]["sharding"] == sharding
 
 
+def test_compressed_gradients_are_checked_within_their_rounding_and_kept_in_strategy_files(
+    soaprl: Soaprl, model_file: Path, tmp_path: Path
+) -> None:
+    model, path = f"{model_file}:factory", tmp_path / "short.json"
+    exact = logical(soaprl, model, "-n", 2, "--steps", 2, "--check")
+    found = logical(soaprl, model, "-n", 2, "--steps", 2, "--check", "--compress", "fp16")
+    assert found["check"]["agrees"]
+    assert exact["check"]["gradients"][0]["relative"] < 1e-9 < found["check"]["gradients"][0]["relative"]
+    soaprl(
+        "search", model, "-b", 12, "-c", "cpu-1x2", "-m", "data-parallel", "--compress", "int8", "-o", path
+    )
+    done = soaprl("run", path, "--steps", 2, "--json")
+    assert done.code == 0, done.err
+    assert done.json["strategy"]["assumptions"]["gradient_compression"] == "int8"
+
+
 def test_a_strategy_file_that_shards_runs_in_processes(
     soaprl: Soaprl, model_file: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +225,9 @@ def test_a_model_with_dropout_is_compared_with_the_same_random_numbers(soaprl: S
         (("--executor", "magic"), "unknown executor 'magic'"),
         (("--backend", "mpi"), "unknown backend 'mpi'"),
         (("--dtype", "float16"), "unknown dtype 'float16'"),
+        (("--compress", "fp8"), "unknown gradient compression 'fp8'"),
+        (("--check", "--compress", "int8"), "int8 rounds them at random"),
+        (("--precision", "fp16"), "add --precision fp32 or --precision bf16"),
         (("--backend", "nccl"), "expected --backend gloo for --device cpu"),
         (("--resume",), "add --output DIR"),
         (("--check", "--resume", "-o", "x"), "leave one of them out"),

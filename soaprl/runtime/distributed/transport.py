@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from soaprl.runtime.compression import EncodedSum
 from soaprl.runtime.distributed.buffers import MessageBuffer, PartsBuffer, SumBuffer, in_a_row, shaped
 from soaprl.runtime.distributed.groups import Groups
 from soaprl.runtime.program import (
@@ -52,6 +53,8 @@ class Transport:
         self._sums: dict[int, SumBuffer] = {}
         self._shards: dict[int, PartsBuffer] = {}
         self._arriving: dict[int, Tensor] = {}
+        # What begins the second round of each encoded sum that is in its first.
+        self._first_rounds: list[Callable[[], None]] = []
 
     def start(self, step: Shared, *, scale: float = 1.0) -> Arrival:
         """Sends what this rank has for the others; what it returns takes what they have.
@@ -65,6 +68,9 @@ class Transport:
         """
         if isinstance(step, Exchange):
             return self._exchange(step)
+        encoded = self._state.encoded_sum(step)
+        if encoded is not None:
+            return self._reduce_encoded(step, encoded)
         if isinstance(step, ScatterGradients):
             return self._scatter(step)
         if isinstance(step, GatherParameters):
@@ -130,6 +136,52 @@ class Transport:
             self._state.enter(step, self._here(buffer.summands))
 
         return arrive
+
+    def _reduce_encoded(self, step: Collective, encoded: EncodedSum) -> Arrival:
+        """Two rounds of messages, of which a group that wants no whole sum needs the first.
+
+        With NCCL both are queued at once. With gloo the second leaves when a sum is awaited, that of all sums
+        before any is waited for; `soaprl.runtime.check_shared` says why nobody waits for ever.
+        """
+        first = self._swap(step, encoded.sent)
+        if isinstance(step, ScatterGradients):
+            return lambda: self._state.enter(step, encoded.own_totals(encoded.added(first())))
+        second: list[Callable[[], Tensor]] = []
+
+        def begin_second() -> None:
+            row = encoded.encoded(encoded.added(first()))
+            second.append(self._swap(step, row.expand(len(step.group), -1)))
+
+        if self._nccl:
+            begin_second()
+        else:
+            self._first_rounds.append(begin_second)
+
+        def arrive() -> None:
+            for begin in self._first_rounds:
+                begin()
+            self._first_rounds.clear()
+            self._state.enter(step, encoded.totals(second[0]()))
+
+        return arrive
+
+    def _swap(self, step: Collective, rows: Tensor) -> Callable[[], Tensor]:
+        """Sends each rank of the group its row; gives, when called, the rows that they sent, in order."""
+        sent = rows.to(self._wire)
+        received = torch.empty_like(sent, memory_format=torch.contiguous_format)
+        place = step.group.index(self._groups.rank)
+        received[place] = sent[place]
+        others = [(k, peer) for k, peer in enumerate(step.group) if k != place]
+        works = self._posted(
+            step.id, [(peer, sent[k]) for k, peer in others], [(peer, received[k]) for k, peer in others]
+        )
+
+        def arrived() -> Tensor:
+            for work in works:
+                self._wait(work)
+            return received.to(self._state.device)
+
+        return arrived
 
     def _scatter(self, step: ScatterGradients) -> Arrival:
         """Everybody sends to each rank its parts, which that rank sums, always in the same order."""
