@@ -1,5 +1,7 @@
 """Measures, on hosts with slow links, the strategy that a search found against data parallelism.
 
+The latter also with gradients in fewer bits, which are one sixteenth of the bytes at best.
+
 The hosts are imitated on one machine: a network namespace for each, joined by a bridge, every link limited by
 a token bucket (``tc tbf``). Needs root, ``ip`` and ``tc``; namespaces are named ``soaprl-*`` and taken away
 at the end. One process with one thread runs on each host; the strategies take turns.
@@ -28,16 +30,18 @@ from torch import nn
 
 from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.presets import cluster_from_name
+from soaprl.cost.compression import compression_names
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.graph import zoo
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed import Groups, initialize_distributed
+from soaprl.runtime.program import CompileOptions
 from soaprl.runtime.training import graph_of_model
 from soaprl.search.registry import search
 from soaprl.search.task import Budget, SearchTask
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.problem import Problem
+from soaprl.simulator.problem import Problem, SimulationOptions
 from soaprl.strategy.strategy import Strategy
 
 NUM_HOSTS, PORT, SEED = 2, 29533, 0
@@ -127,26 +131,29 @@ def model_of(name: str) -> tuple[nn.Module, tuple[Any, ...], OperatorGraph]:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What is compared for one model.
+class Contender:
+    """A strategy, how its gradients travel, and what the simulator says of an iteration."""
 
-    Attributes:
-        model: Its name here.
-        strategies: By method.
-        predicted_s: What the simulator says of an iteration, by method.
-    """
+    strategy: Strategy
+    compression: str
+    predicted_s: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is compared for one model: its name here, and contenders by their names."""
 
     model: str
-    strategies: dict[str, Strategy]
-    predicted_s: dict[str, float]
+    contenders: dict[str, Contender]
 
 
 def chosen(name: str, cluster: Cluster, evaluations: int) -> Chosen:
     """The strategies for a model."""
     _, _, graph = model_of(name)
-    problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
-    strategies, predicted = {}, {}
-    for method in ("data-parallel", "mcmc"):
+    contenders = {}
+    for method, compression in (*(("data-parallel", how) for how in compression_names()), ("mcmc", "none")):
+        options = SimulationOptions(gradient_compression=compression)
+        problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel(), options=options)
         task = SearchTask(
             problem=problem,
             evaluator=Simulator(problem),
@@ -155,8 +162,9 @@ def chosen(name: str, cluster: Cluster, evaluations: int) -> Chosen:
             seed=SEED,
         )
         found = search(method, task)
-        strategies[method], predicted[method] = found.strategy, found.evaluation.iteration_time_s
-    return Chosen(name, strategies, predicted)
+        called = method if compression == "none" else f"{method}, gradients in {compression}"
+        contenders[called] = Contender(found.strategy, compression, found.evaluation.iteration_time_s)
+    return Chosen(name, contenders)
 
 
 # The run.
@@ -173,21 +181,22 @@ def rank_main(rank: int, folder: Path, turns: int) -> None:
     for work in TypeAdapter(list[Chosen]).validate_json((folder / "chosen.json").read_text()):
         module, batch, graph = model_of(work.model)
         runtimes = {}
-        for method, strategy in work.strategies.items():
-            program = compile_program(graph, strategy, num_ranks=NUM_HOSTS)
-            runtimes[method] = initialize_distributed(
+        for called, one in work.contenders.items():
+            options = CompileOptions(compression=one.compression)
+            program = compile_program(graph, one.strategy, num_ranks=NUM_HOSTS, options=options)
+            runtimes[called] = initialize_distributed(
                 module, graph, program, optimizer=lambda named: torch.optim.SGD(named, lr=1e-3), groups=groups
             )
-        found = times[work.model] = {method: [] for method in runtimes}
+        found = times[work.model] = {called: [] for called in runtimes}
         for turn in range(turns + 1):
-            for method, runtime in list(runtimes.items())[:: 1 if turn % 2 else -1]:
+            for called, runtime in list(runtimes.items())[:: 1 if turn % 2 else -1]:
                 dist.barrier()
                 start_s = time.perf_counter()
                 runtime.step(*batch)
                 dist.barrier()
                 if turn:
                     # The first turn makes plans and connections.
-                    found[method].append(time.perf_counter() - start_s)
+                    found[called].append(time.perf_counter() - start_s)
     if rank == 0:
         (folder / "times.json").write_bytes(TypeAdapter(dict[str, Any]).dump_json(times))
     dist.barrier()
@@ -196,7 +205,7 @@ def rank_main(rank: int, folder: Path, turns: int) -> None:
 
 
 def run_hosts(folder: Path, turns: int) -> dict[str, dict[str, list[float]]]:
-    """Starts a process on each host; seconds of the iterations, by model and method."""
+    """Starts a process on each host; seconds of the iterations, by model and contender."""
     ranks = []
     for host in range(NUM_HOSTS):
         command = ["ip", "netns", "exec", name_of(host), sys.executable, __file__]
@@ -234,16 +243,16 @@ def report(
         "|---|---|---|---|---|",
     ]
     for one in work:
-        for method in one.strategies:
-            low, middle, high = statistics.quantiles(times[one.model][method], n=4)
+        for called, contender in one.contenders.items():
+            low, middle, high = statistics.quantiles(times[one.model][called], n=4)
             lines.append(
-                f"| {one.model} | {method} | {one.predicted_s[method]:.3f} | {middle:.3f}"
+                f"| {one.model} | {called} | {contender.predicted_s:.3f} | {middle:.3f}"
                 f" | {low:.3f} to {high:.3f} |"
             )
     lines.append("")
     for one in work:
-        predicted = one.predicted_s["data-parallel"] / one.predicted_s["mcmc"]
-        medians = {method: statistics.median(found) for method, found in times[one.model].items()}
+        predicted = one.contenders["data-parallel"].predicted_s / one.contenders["mcmc"].predicted_s
+        medians = {called: statistics.median(found) for called, found in times[one.model].items()}
         measured = medians["data-parallel"] / medians["mcmc"]
         outcome = "wins" if (predicted > 1) == (measured > 1) else "loses"
         lines.append(
@@ -272,7 +281,7 @@ def main() -> None:
     cluster = cluster_of(NUM_HOSTS, arguments.megabits)
     work = [chosen(name, cluster, arguments.evaluations) for name in MODELS]
     for one in work:
-        print(one.model, one.predicted_s, file=sys.stderr)
+        print(one.model, {k: c.predicted_s for k, c in one.contenders.items()}, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder, hosts(NUM_HOSTS, arguments.megabits):
         (Path(folder) / "chosen.json").write_bytes(TypeAdapter(list[Chosen]).dump_json(work))
         times = run_hosts(Path(folder), arguments.turns)
