@@ -72,7 +72,9 @@ def totals_text(program: Program, graph: OperatorGraph) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     routes = [f"  {a} -> {b}: {_size(size)}" for (a, b), size in sorted(sent.items())]
-    return "\n".join([*lines, *(["bytes from rank to rank:", *routes] if routes else [])])
+    how = program.options.compression
+    notes = [] if how == "none" else [f"what is reduced travels as {how}"]
+    return "\n".join([*lines, *notes, *(["bytes from rank to rank:", *routes] if routes else [])])
 
 
 def _rank_text(rank: RankProgram, graph: OperatorGraph) -> str:

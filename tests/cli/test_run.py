@@ -118,6 +118,7 @@ def test_compressed_gradients_are_checked_within_their_rounding_and_kept_in_stra
     done = soaprl("run", path, "--steps", 2, "--json")
     assert done.code == 0, done.err
     assert done.json["strategy"]["assumptions"]["gradient_compression"] == "int8"
+    assert "what is reduced travels as int8" in soaprl("run", path, "--dry-run").out
 
 
 def test_a_strategy_file_that_shards_runs_in_processes(
