@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import torch
 from soaprl_agents.checkpoints import feature_config, load_checkpoint
 from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.training.imitation import draw_rows, row_losses, targets
+from soaprl_agents.training.judging import examination, judge
 from soaprl_agents.training.learner import new_learner, seeded
+from soaprl_agents.training.lessons import load_lessons
 from soaprl_agents.training.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from soaprl_agents.training.run import Training, keep_recipe, planned, train
 from soaprl_envs.problems import FixedProblems
@@ -27,7 +30,9 @@ ppo: {timesteps: 150, problems: 1, samples: 2, only: []}
 
 
 def training(folder: Path, recipe: Recipe | None = None, *, said: list[str] | None = None) -> Training:
-    kept = keep_recipe(folder, recipe or parse_recipe(RECIPE, "here"))
+    if recipe is None and not (folder / "recipe.json").is_file():
+        recipe = parse_recipe(RECIPE, "here")
+    kept = keep_recipe(folder, recipe)
     return Training(
         recipe=kept,
         folder=folder,
@@ -70,6 +75,71 @@ def test_a_training_that_is_run_again_changes_nothing(tmp_path: Path) -> None:
     again = load_checkpoint(train(training(tmp_path, recipe))).network.state_dict()
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
+
+
+# Large steps: what is decoded is soon as good as it gets, and the last weights are not the first of those.
+KEEPING = (
+    RECIPE.replace("timesteps: 150", "timesteps: 0")
+    .replace("rate: 0.003", "rate: 0.03")
+    .replace("steps: 50", "steps: 150, keep: best, judge_every: 10")
+)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_checkpoint(folder).network.state_dict()
+    return found
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_round_that_keeps_the_best_hands_on_those_weights_and_not_the_last(tmp_path: Path) -> None:
+    folder = train(training(tmp_path, parse_recipe(KEEPING, "here")))
+    state = torch.load(folder / "1" / "learner.pt", weights_only=True)
+    best = state["best"]
+    assert best["step"] < state["step"] == 150, (
+        "in this toy the last weights are not better than earlier ones"
+    )
+    assert equal(weights_of(folder), best["weights"])
+    assert not equal(weights_of(folder), state["average"])
+    assert f"step {best['step']} of round 2, the best of" in load_checkpoint(folder).training["stage"]
+    plan = training(folder, None)
+    shown = [
+        examination(planned(plan, number, 0)[1], load_lessons(folder / "lessons" / f"{number}-000.npz"))
+        for number in (0, 1)
+    ]
+    with torch.inference_mode():
+        assert judge(load_checkpoint(folder).network, shown).best_excess == pytest.approx(best["excess"])
+
+
+def test_a_training_that_is_ended_and_goes_on_keeps_the_same_weights(tmp_path: Path) -> None:
+    recipe = parse_recipe(KEEPING.replace("steps: 150", "steps: 450").replace("y: 10", "y: 150"), "here")
+
+    def end(what: str, done: float, status: str) -> None:
+        if (what, done) == ("imitation 2", 350 / 450):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(training(tmp_path / "halves", recipe), say=end))
+    folders = [train(training(tmp_path / name, recipe)) for name in ("halves", "whole")]
+    states = [torch.load(folder / "1" / "learner.pt", weights_only=True) for folder in folders]
+    assert states[0]["best"]["step"] == states[1]["best"]["step"]
+    assert states[0]["best"]["excess"] == states[1]["best"]["excess"]
+    assert equal(*(weights_of(folder) for folder in folders))
+
+
+def test_of_equally_good_weights_the_first_are_kept() -> None:
+    with seeded(0):
+        learner = new_learner(PolicyNetwork(feature_config(hidden=16)), num_steps=9, rate=1e-2)
+    for step, excess in ((1, 0.5), (2, 0.2), (3, 0.2), (4, 0.3)):
+        learner.step = step
+        with torch.no_grad():
+            learner.average.score.weight.fill_(float(step))
+        learner.consider(excess)
+    assert learner.best is not None
+    assert (learner.best.step, learner.best.excess) == (2, 0.2)
+    assert (learner.kept.score.weight == 2.0).all()
 
 
 def test_imitation_learns_the_rows(tmp_path: Path) -> None:

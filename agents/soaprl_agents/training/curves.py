@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from soaprl_agents.training.imitation import RowLosses, Rows
 from soaprl_agents.training.judging import Verdict
+from soaprl_agents.training.learner import Kept
 from soaprl_agents.training.teacher import REFINING, SEQUENTIAL
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,6 +34,11 @@ class Curves:
         """Points of the curves of decoding; see `soaprl_agents.training.judging`."""
         for metric, value in verdict._asdict().items():
             self.scalar(f"valid/decoded/{metric}", value, step)
+
+    def kept(self, kept: Kept, step: int) -> None:
+        """Points of the curves of what is kept as the best."""
+        self.scalar("valid/kept/best_excess", kept.excess, step)
+        self.scalar("valid/kept/step", kept.step, step)
 
     def rows(self, name: str, losses: RowLosses, rows: Rows, step: int) -> None:
         """Points of the curves of imitation, by kind of rows; see `soaprl_agents.training.imitation`."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from soaprl_agents.network import PolicyNetwork
@@ -18,17 +19,32 @@ _AVERAGING = 0.999
 _CLIP = 1.0
 
 
+class Kept(NamedTuple):
+    """The best weights so far.
+
+    Attributes:
+        step: After which they were judged.
+        excess: What they were judged by; less is better.
+        weights: The moving average, by name.
+    """
+
+    step: int
+    excess: float
+    weights: dict[str, Tensor]
+
+
 @dataclass(kw_only=True)
 class Learner:
     """A network, the moving average of its weights, and its optimizer.
 
     Attributes:
         network: What is trained.
-        average: Its moving average, which is what is used and saved as a checkpoint.
+        average: Its moving average, which is what is judged, used and saved as a checkpoint.
         optimizer: AdamW.
         step: Steps made.
         num_steps: Steps to make; the learning rate falls to a tenth over them.
         rate: The first learning rate.
+        best: The best average so far, if the round keeps the best.
     """
 
     network: PolicyNetwork
@@ -37,6 +53,26 @@ class Learner:
     num_steps: int
     rate: float
     step: int = 0
+    best: Kept | None = None
+
+    @property
+    def kept(self) -> PolicyNetwork:
+        """What the round hands on: the best average if one was kept, otherwise the last."""
+        if self.best is None:
+            return self.average
+        network = PolicyNetwork(self.network.config)
+        network.load_state_dict(self.best.weights)
+        return network.eval()
+
+    def consider(self, excess: float) -> None:
+        """Keep the average as it is now, unless one that is as good has been kept before.
+
+        Args:
+            excess: What it was judged by; less is better.
+        """
+        if self.best is None or excess < self.best.excess:
+            weights = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
+            self.best = Kept(self.step, excess, weights)
 
     def update(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`."""
@@ -57,6 +93,7 @@ class Learner:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "best": None if self.best is None else self.best._asdict(),
         }
         torch.save(state, stream)
         write_bytes_atomic(folder / STATE, stream.getvalue())
@@ -76,6 +113,7 @@ class Learner:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.best = None if state.get("best") is None else Kept(**state["best"])
         except Exception as error:
             raise PolicyError(
                 f"{path}: expected the state of this training: {error}. Name another folder, or delete it."

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,12 +53,17 @@ class RoundSection(Section):
         validation: Problems of which the rows are only looked at.
         steps: Steps of imitation on the rows of all rounds so far.
         only: Problems whose names begin with one of these; none: all. For a curriculum.
+        keep: Which weights the round hands on: the last ones, or those that decoded the validation problems
+            of all rounds so far best when they were judged.
+        judge_every: Steps between judgements; the last step is always judged.
     """
 
     problems: Positive
     validation: Positive = 4
     steps: Positive
     only: tuple[str, ...] = ()
+    keep: Literal["last", "best"] = "last"
+    judge_every: Positive = 1000
 
 
 class ImitationSection(Section):

@@ -4,7 +4,7 @@ A folder holds all of it:
 
     recipe.json         the recipe; a folder goes on with the recipe that it began with
     lessons/R-NNN.npz   rows of problem NNN of round R
-    R/learner.pt        the state of imitation in round R
+    R/learner.pt        the state of imitation in round R, the best weights so far among it
     ppo/                the state of reinforcement learning
     curves/             TensorBoard
     model.safetensors, config.json, README.md    the checkpoint, written after every stage
@@ -39,7 +39,7 @@ from soaprl.atomic import make_folder, write_text_atomic
 from soaprl.errors import PolicyError
 from soaprl.simulator.problem import Problem
 
-_SAVE_EVERY, _LOG_EVERY, _JUDGE_EVERY = 200, 50, 1000
+_SAVE_EVERY, _LOG_EVERY = 200, 50
 
 
 class Say(Protocol):
@@ -145,8 +145,8 @@ def imitate(training: Training) -> PolicyNetwork:
                 )
             learner = new_learner(network, num_steps=section.steps, rate=recipe.imitation.rate)
             _learn(training, number, learner, known, looked_at, examinations, curves)
-            taught = network = learner.average
-            _save(training, network, f"after round {number + 1} of imitation")
+            taught = network = learner.kept
+            _save(training, network, _stage(learner, number))
     return network
 
 
@@ -205,6 +205,7 @@ def _learn(
 ) -> None:
     """The steps of a round."""
     folder, settings = training.folder / str(number), training.recipe.imitation
+    section = training.recipe.rounds[number]
     make_folder(folder)
     learner.restore(folder)
     offset = sum(section.steps for section in training.recipe.rounds[:number])
@@ -217,16 +218,39 @@ def _learn(
             curves.rows("imitation", losses, rows, offset + learner.step)
             status = f"regret {losses.regret.mean().item():.4f}"
             training.say(f"imitation {number + 1}", learner.step / learner.num_steps, status)
+        if learner.step % section.judge_every == 0 or learner.step == learner.num_steps:
+            _judge(learner, section, examinations, curves, offset + learner.step)
         if learner.step % _SAVE_EVERY == 0 or learner.step == learner.num_steps:
+            # After judging: what is on disk knows the judgements of all its steps.
             learner.save(folder)
             with evaluating(learner.average):
                 shown = draw_rows(looked_at, rng, num_problems=4, rows_each=256)
                 curves.rows("valid", row_losses(learner.average, shown), shown, offset + learner.step)
-            _save(training, learner.average, f"step {learner.step} of round {number + 1}")
-        if learner.step % _JUDGE_EVERY == 0 or learner.step == learner.num_steps:
-            with evaluating(learner.average):
-                verdict = judge(learner.average, examinations)
-            curves.verdict(verdict, offset + learner.step)
+            _save(training, learner.kept, _stage(learner, number))
+
+
+def _judge(
+    learner: Learner, section: RoundSection, examinations: Sequence[Examination], curves: Curves, step: int
+) -> None:
+    """Judge the average as it is now; keep it if the round keeps the best and this is it."""
+    with evaluating(learner.average):
+        verdict = judge(learner.average, examinations)
+    curves.verdict(verdict, step)
+    if section.keep == "best":
+        learner.consider(verdict.best_excess)
+    if learner.best is not None:
+        curves.kept(learner.best, step)
+
+
+def _stage(learner: Learner, number: int) -> str:
+    """Which weights are handed on."""
+    if learner.best is None:
+        return f"step {learner.step} of round {number + 1}"
+    kept = learner.best
+    return (
+        f"step {kept.step} of round {number + 1}, the best of those judged up to step {learner.step}"
+        f" (best_excess {kept.excess:.4f})"
+    )
 
 
 def _save(training: Training, network: PolicyNetwork, stage: str) -> None:
