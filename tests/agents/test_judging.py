@@ -1,30 +1,27 @@
 from dataclasses import replace
 from math import log
 
-import numpy as np
 import pytest
-from soaprl_agents.decoding import ready_policy, spread_temperatures, sweep
+from soaprl_agents.searching import search_samples
 from soaprl_agents.training.collect import teach
 from soaprl_agents.training.judging import examination, judge
 from soaprl_agents.training.recipe import TeachingSection
 
 from soaprl.simulator.evaluator import Simulator
 from tests.agents.networks import decided_network, larger_problem
+from tests.search.synthetic import toy_task
 
 SETTINGS = TeachingSection(evaluations=400)
 
 
-def test_a_policy_is_judged_by_the_time_of_what_it_decodes() -> None:
+def test_a_policy_is_judged_by_what_the_method_finds_with_16_evaluations() -> None:
     problem, network = larger_problem(), decided_network()
     lessons = teach(problem, SETTINGS, 0)
     verdict = judge(network, [examination(lambda: problem, lessons)])
-    policy = ready_policy(network, problem)
-    rng = np.random.default_rng(0)
-    chosen = sweep(policy, policy.contexts(16), rng, temperature=spread_temperatures(16)).chosen
-    times_s = [Simulator(problem).evaluate(policy.choices.strategy(row)).iteration_time_s for row in chosen]
+    found = search_samples(toy_task(problem, Simulator(problem), evaluations=16), network)
     start_s, winner_s = lessons.times_s.tolist()
-    assert verdict.first_excess == pytest.approx(min(1.0, log(times_s[0] / winner_s)))
-    assert verdict.best_excess == pytest.approx(min(1.0, log(min(start_s, *times_s) / winner_s)))
+    assert verdict.first_excess == pytest.approx(min(1.0, log(found.initial_time_s / winner_s)))
+    assert verdict.best_excess == pytest.approx(log(found.evaluation.iteration_time_s / winner_s))
     assert verdict.winner_speed_up == pytest.approx(min(1.0, log(start_s / winner_s)))
     assert verdict.winner_speed_up == pytest.approx(verdict.speed_up + verdict.best_excess)
 

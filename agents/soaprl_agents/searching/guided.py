@@ -140,7 +140,7 @@ class Guided:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        sampling = SampleSettings(batch=max(1, self._settings.num_samples), num_batches=1)
+        sampling = SampleSettings(first=max(1, self._settings.num_samples))
         return Sampler(self._task, self._policy, self._starts, sampling)
 
     @cached_property

@@ -1,27 +1,36 @@
-"""Samples of a policy, the best one kept.
+"""Samples of a policy, the best one kept; later ones begin where the best one is.
 
 The first evaluation is the policy's most probable strategy, then come data parallelism and the experts (each
-counted as an evaluation), then samples. Samples are made in batches side by side: every second batch refines
-the one before, deciding each operator again with all others known. Batch b is a function of (seed, b) and of
-the batch before, so that a search that goes on from its state file makes the same samples.
+counted as an evaluation), then samples, in batches side by side. The first batch, and every second one after
+it, is decoded from data parallelism in two sweeps: the second decides each operator again with all others
+known, before anything is evaluated. The other batches refine the best strategy so far in one sweep. What has
+been evaluated is not evaluated again.
+
+Batch b is a function of (seed, b) and of what it refines, so that a search that goes on from its state file
+makes the same samples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from soaprl.search.experts import starts_for
 from soaprl.search.state import Signature
-from soaprl.search.stepping import Replay, Trial, View, run_procedure
-from soaprl.search.task import Evaluation, SearchResult, SearchTask
+from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_procedure
+from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
 from soaprl.strategy.strategy import Strategy
 from soaprl_agents.decoding import ProblemPolicy, ready_policy, spread_temperatures, sweep
 from soaprl_agents.network import PolicyNetwork
 
 METHOD = "policy"
+
+IntArray = NDArray[np.int64]
+Chosen = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +38,16 @@ class SampleSettings:
     """How samples are drawn.
 
     Attributes:
-        batch: Samples side by side.
-        num_batches: Batches at most; every second one refines the one before.
+        first: Samples of the first batch: the coolest of a whole one.
+        batch: Samples of the others.
+        num_batches: Batches at most.
         coolest: Lowest temperature of the samples of a batch (`spread_temperatures`).
         warmest: Highest temperature.
     """
 
+    first: int = 7
     batch: int = 16
-    num_batches: int = 8
+    num_batches: int = 9
     coolest: float = 0.2
     warmest: float = 0.8
 
@@ -50,60 +61,88 @@ def search_samples(
         SearchError: The budget has no limit, or the state file is missing or belongs to another search.
         OutputError: The state file cannot be written.
     """
-    return run_procedure(task, Samples(task, network, settings or SampleSettings()))
+    chosen = settings or SampleSettings()
+    return run_procedure(task, Samples(task, lambda: ready_policy(network, task.problem), chosen))
+
+
+def decode_batch(
+    policy: ProblemPolicy,
+    seed: tuple[int, int],
+    settings: SampleSettings,
+    *,
+    size: int,
+    refined: IntArray | None = None,
+) -> IntArray:
+    """Samples side by side, the most probable one first, the others from cool to warm.
+
+    On 27 more synthetic problems, where something is to be gained, three policies' best of 16 took exp(0.041)
+    times the best time known with one sweep, exp(0.033) with two, and exp(0.029) when the second half of them
+    refines the best.
+
+    Args:
+        policy: Decides.
+        seed: Of the random numbers.
+        settings: Temperatures.
+        size: Samples.
+        refined: The choices [N] that are refined in one sweep; None: data parallelism, in two.
+
+    Returns:
+        The candidate of each operator, shape [size, N].
+    """
+    contexts, rng = policy.contexts(size), np.random.default_rng(seed)
+    if refined is not None:
+        contexts.assign(refined)
+    whole = max(size, settings.batch)
+    temperature = spread_temperatures(whole, coolest=settings.coolest, warmest=settings.warmest)[:size]
+    for _ in range(2 if refined is None else 1):
+        sweep(policy, contexts, rng, temperature=temperature)
+    return contexts.chosen.copy()
 
 
 class Sampler:
-    """Strategies in the order in which the module says they are evaluated."""
+    """The first batch and the starts, for searches that go on otherwise.
+
+    Attributes:
+        num_strategies: How many there are.
+    """
 
     def __init__(
         self, task: SearchTask, policy: ProblemPolicy, starts: tuple[Strategy, ...], settings: SampleSettings
     ) -> None:
-        self._policy = policy
-        self._settings = settings
         self._task = task
+        self._policy = policy
         self._starts = starts
-        self._contexts = policy.contexts(settings.batch)
-        self._batches: list[list[Strategy]] = []
-
-    @property
-    def num_strategies(self) -> int:
-        """How many there are at most."""
-        return self._settings.batch * self._settings.num_batches + len(self._starts)
+        self._settings = settings
+        self.num_strategies = settings.first + len(starts)
 
     def strategy(self, number: int) -> Strategy:
-        """Strategy `number`, from 0."""
-        first = number == 0
-        if not first and number <= len(self._starts):
+        """Strategy `number`, from 0: the most probable one, the starts, samples."""
+        if 0 < number <= len(self._starts):
             return self._starts[number - 1]
-        index = 0 if first else number - len(self._starts)
-        batch, row = divmod(index, self._settings.batch)
-        while len(self._batches) <= batch:
-            self._batches.append(self._next_batch())
-        return self._batches[batch][row]
+        chosen = self._chosen[0 if number == 0 else number - len(self._starts)]
+        return self._task.completed(self._policy.choices.strategy(chosen))
 
-    def _next_batch(self) -> list[Strategy]:
-        number, settings = len(self._batches), self._settings
-        if number % 2 == 0:
-            self._contexts = self._policy.contexts(settings.batch)
-        rng = np.random.default_rng((self._task.seed, number))
-        decoded = sweep(
-            self._policy,
-            self._contexts,
-            rng,
-            temperature=spread_temperatures(
-                settings.batch, coolest=settings.coolest, warmest=settings.warmest
-            ),
-            num_greedy=1 if number < 2 else 0,
-        )
-        return [self._task.completed(strategy) for strategy in self._policy.strategies(decoded.chosen)]
+    @cached_property
+    def _chosen(self) -> IntArray:
+        return decode_batch(self._policy, (self._task.seed, 0), self._settings, size=self._settings.first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Samples evaluated so far, and the time of the last one."""
+    """Where a search by samples stands: before a start, or before sample `next` of the last batch.
 
-    number: int = 0
+    Attributes:
+        refined: What each batch so far refines; None: nothing.
+        next: Number of the sample in the last batch.
+        num_starts: Starts evaluated.
+        best: The best strategy; None before the first.
+        last_s: The time of the last one evaluated.
+    """
+
+    refined: tuple[Chosen | None, ...] = (None,)
+    next: int = 0
+    num_starts: int = 0
+    best: Scored | None = None
     last_s: float = inf
 
 
@@ -112,19 +151,27 @@ class Samples:
 
     method = METHOD
 
-    def __init__(self, task: SearchTask, network: PolicyNetwork, settings: SampleSettings) -> None:
+    def __init__(
+        self, task: SearchTask, make_policy: Callable[[], ProblemPolicy], settings: SampleSettings
+    ) -> None:
         named = starts_for(task, None)
         self._task = task
-        self._network = network
+        self._make_policy = make_policy
         self._names = ", ".join(name for name, _ in named)
         self._starts = tuple(strategy for _, strategy in named)
         self._settings = settings
+        self._batches: list[tuple[Chosen, ...]] = []
 
     @cached_property
-    def _sampler(self) -> Sampler:
+    def _policy(self) -> ProblemPolicy:
         # Made when the first strategy is asked for: reading and encoding the problem is search time.
-        policy = ready_policy(self._network, self._task.problem)
-        return Sampler(self._task, policy, self._starts, self._settings)
+        return self._make_policy()
+
+    @cached_property
+    def _known(self) -> set[Chosen]:
+        """What is in a batch, or is a start; it grows."""
+        nearest = ((start, self._nearest(start)) for start in self._starts)
+        return {chosen for start, chosen in nearest if self._strategy(chosen) == start}
 
     @property
     def settings(self) -> Signature:
@@ -132,6 +179,7 @@ class Samples:
         chosen = self._settings
         return {
             "starts": self._names,
+            "first": chosen.first,
             "batch": chosen.batch,
             "num_batches": chosen.num_batches,
             "coolest": chosen.coolest,
@@ -144,24 +192,84 @@ class Samples:
 
     def propose(self, state: _Place) -> Trial | None:
         """The next strategy; None after the last."""
-        if state.number == self._sampler.num_strategies:
-            return None
-        return Trial(self._sampler.strategy(state.number))
+        if self._at_start(state):
+            return Trial(self._starts[state.num_starts])
+        settled = self._settled(state)
+        batch = self._batch(settled.refined)
+        return Trial(self._strategy(batch[settled.next])) if settled.next < len(batch) else None
 
     def advance(self, state: _Place, trial: Trial, evaluation: Evaluation | None) -> _Place:
         """One further."""
-        del trial
         assert evaluation is not None, "samples are evaluated without a limit"
-        return replace(state, number=state.number + 1, last_s=evaluation.iteration_time_s)
+        if self._at_start(state):
+            place = replace(state, num_starts=state.num_starts + 1)
+        else:
+            place = self._settled(state)
+            place = replace(place, next=place.next + 1)
+        better = state.best is None or rank(evaluation) < rank(state.best.evaluation)
+        best = Scored(trial.strategy, evaluation) if better else state.best
+        return replace(place, best=best, last_s=evaluation.iteration_time_s)
 
     def view(self, state: _Place) -> View:
-        """How many samples."""
-        return View(f"{state.number} samples", state.last_s, 0)
+        """The batch and the sample."""
+        return View(f"batch {len(state.refined)}, sample {state.next}", state.last_s, 0)
 
     def pack(self, state: _Place) -> dict[str, Any]:
-        """The number of samples; they are made again."""
-        return {"number": state.number}
+        """What the batches refine, and the best; samples are made again."""
+        return {
+            "refined": [None if chosen is None else list(chosen) for chosen in state.refined],
+            "next": state.next,
+            "num_starts": state.num_starts,
+            "best": None if state.best is None else packed(state.best),
+        }
 
     def unpack(self, content: dict[str, Any], replay: Replay) -> _Place:
-        """After that many samples."""
-        return _Place(number=int(content["number"]))
+        """The place that was packed."""
+        refined = tuple(None if one is None else tuple(map(int, one)) for one in content["refined"])
+        return _Place(
+            refined=refined,
+            next=int(content["next"]),
+            num_starts=int(content["num_starts"]),
+            best=None if content["best"] is None else replay(content["best"]),
+        )
+
+    def _at_start(self, state: _Place) -> bool:
+        """Whether a start comes next: after the first sample."""
+        return state.next > 0 and state.num_starts < len(self._starts)
+
+    def _settled(self, state: _Place) -> _Place:
+        """`state` in a batch that has a sample left, if there is one."""
+        while state.next == len(self._batch(state.refined)):
+            number = len(state.refined)
+            if number == self._settings.num_batches:
+                break
+            assert state.best is not None, "the first batch is not empty"
+            refined = self._nearest(state.best.strategy) if number % 2 else None
+            state = replace(state, refined=(*state.refined, refined), next=0)
+        return state
+
+    def _batch(self, refined: tuple[Chosen | None, ...]) -> tuple[Chosen, ...]:
+        """The samples of the last of the batches that refine so, without those that came before."""
+        for number in range(len(self._batches), len(refined)):
+            base, settings = refined[number], self._settings
+            found = decode_batch(
+                self._policy,
+                (self._task.seed, number),
+                settings,
+                size=settings.batch if number else settings.first,
+                refined=None if base is None else np.array(base),
+            )
+            rows = dict.fromkeys(tuple(row) for row in found.tolist())
+            # The most probable strategy is the first evaluation, also where it is a start.
+            fresh = tuple(
+                row for place, row in enumerate(rows) if row not in self._known or number == place == 0
+            )
+            self._batches.append(fresh)
+            self._known.update(fresh)
+        return self._batches[len(refined) - 1]
+
+    def _strategy(self, chosen: Chosen) -> Strategy:
+        return self._task.completed(self._policy.choices.strategy(chosen))
+
+    def _nearest(self, strategy: Strategy) -> Chosen:
+        return tuple(self._policy.choices.nearest(strategy).tolist())
