@@ -1,6 +1,6 @@
 from collections import Counter
 from dataclasses import replace
-from math import exp
+from math import exp, inf
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,11 @@ def test_visits_follow_the_distribution_of_plain_metropolis_search(graph: Operat
     evaluator = Synthetic()
     # One round, of which half of the steps are plain: both kinds of steps must keep the distribution.
     settings = GuidedSettings(
-        share=0.2, beta_relative=2.0, guided_steps=STEPS // 2, plain_steps=STEPS - STEPS // 2
+        share=0.2,
+        beta_relative=2.0,
+        guided_steps=STEPS // 2,
+        plain_steps=STEPS - STEPS // 2,
+        patience=inf,
     )
     seen, scale_s = visits(graph, evaluator, settings)
     mixture = Proposals(graph, 2, ProposalSettings())
@@ -91,13 +95,42 @@ def test_every_round_begins_elsewhere_and_keeps_the_best() -> None:
     assert state.best.evaluation.iteration_time_s == best_s
 
 
+def test_a_round_that_gets_no_better_ends_early() -> None:
+    problem = larger_problem()
+    policy = ready_policy(decided_network(), problem)
+    simulator, patience = Simulator(problem), 3.0
+    settings = GuidedSettings(num_samples=4, patience=patience)
+    guided = Guided(toy_task(problem, simulator), lambda: policy, settings, None)
+    state, best_s, in_vain, ended_after = guided.begin(), inf, 0, []
+    for _ in range(400):
+        trial = guided.propose(state)
+        assert trial is not None
+        evaluation = simulator.evaluate(trial.strategy)
+        fits = evaluation.feasible and evaluation.iteration_time_s <= trial.limit_s
+        begun, state = state.begun, guided.advance(state, trial, evaluation if fits else None)
+        in_vain += 1
+        if state.begun > begun:
+            ended_after.append(in_vain)
+        if state.begun > begun or (fits and evaluation.iteration_time_s < best_s):
+            best_s, in_vain = evaluation.iteration_time_s, 0
+    # Steps that change nothing count and need no evaluation, so that it may be fewer.
+    longest = patience * len(problem.graph.operators) + 1
+    assert len(ended_after) > 5
+    assert longest / 2 < max(ended_after) <= longest
+
+
+@pytest.mark.parametrize(
+    "settings", [SHORT_ROUNDS, replace(SHORT_ROUNDS, patience=1.0)], ids=["full", "early"]
+)
 @pytest.mark.parametrize("evaluations", [3, 9, 40, 41, 60])
-def test_a_walk_goes_on_in_any_round_as_if_it_had_not_stopped(evaluations: int, tmp_path: Path) -> None:
+def test_a_walk_goes_on_in_any_round_as_if_it_had_not_stopped(
+    evaluations: int, settings: GuidedSettings, tmp_path: Path
+) -> None:
     problem, network = larger_problem(), decided_network()
     task = toy_task(problem, Simulator(problem), evaluations=120, state_path=tmp_path / "state.json")
-    whole = search_guided(task, network, SHORT_ROUNDS)
-    search_guided(replace(task, budget=replace(task.budget, evaluations=evaluations)), network, SHORT_ROUNDS)
-    went_on = search_guided(replace(task, resume=True), network, SHORT_ROUNDS)
+    whole = search_guided(task, network, settings)
+    search_guided(replace(task, budget=replace(task.budget, evaluations=evaluations)), network, settings)
+    went_on = search_guided(replace(task, resume=True), network, settings)
     assert went_on.strategy == whole.strategy
     assert went_on.history_best_s.tolist() == whole.history_best_s.tolist()
     assert went_on.num_accepted == whole.num_accepted

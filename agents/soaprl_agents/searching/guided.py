@@ -8,8 +8,12 @@ parallelism, the experts, and samples of the policy. From the best of these the 
 the distribution that plain Metropolis search samples. The policy finds what is good within a few hundred
 evaluations; what is then left is found by many cheap steps.
 
-Every further round begins somewhere else: in turn at the best strategy so far with some operators that are
-neighbours in the program configured at random, and at a new sample of the policy that refines the best.
+A round ends early when it has not got better for `GuidedSettings.patience` steps for each operator: few
+operators have a local optimum within a hundred steps, and what is better is then several changes away. Every
+further round begins somewhere else (`_BEGINNINGS`): at the best strategy so far with some operators that are
+neighbours in the program configured at random; at a new sample of the policy; at one that refines the best;
+or at data parallelism or an expert. Where a round ends depends on what it found, as any restart may; within a
+round every step is a step of the chain of `soaprl_agents.searching.mixture`.
 
 Numbers of step t and of round r are functions of (seed, t) and (seed, r): a search that goes on from its
 state file walks the same way.
@@ -18,6 +22,7 @@ state file walks the same way.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -37,6 +42,9 @@ from soaprl_agents.searching.samples import Sampler, SampleSettings
 METHOD = "guided"
 _KICK_STREAM, _SAMPLE_STREAM = 2, 3
 _RESAMPLING = 0.8
+_UNRANKED = (True, inf)
+# Where the rounds after the first one begin, in turn.
+_BEGINNINGS = ("kick", "sample", "kick", "refine", "start")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,9 @@ class GuidedSettings:
         guided_steps: Steps of a round with proposals of the policy.
         plain_steps: Steps of a round without.
         kick: Of the operators at most this share is configured at random where a round begins.
+        patience: Steps, for each operator, after which a round ends that has not got better. Of 4 and 8 and
+            none, on 15 small synthetic problems that are hard to solve (two seeds), the mean excess over the
+            best strategy known was 0.022, 0.024 and 0.035 after 1,000 evaluations.
         proposal: The plain proposal.
     """
 
@@ -59,6 +70,7 @@ class GuidedSettings:
     guided_steps: int = 1024
     plain_steps: int = 3072
     kick: float = 0.3
+    patience: float = 6.0
     proposal: ProposalSettings = field(default_factory=ProposalSettings)
 
 
@@ -98,6 +110,8 @@ class _Place:
         best: The best strategy; None before the first start.
         scale_s: 1 / beta.
         accepted: Moves accepted.
+        gained: The step after the last one that led to the best of its round.
+        round_rank: Of the best of the round.
         move: The move of `step`; None before the first strategy of a round.
     """
 
@@ -108,6 +122,8 @@ class _Place:
     best: Scored | None = None
     scale_s: float = 0.0
     accepted: int = 0
+    gained: int = 0
+    round_rank: tuple[bool, float] = _UNRANKED
     move: Move | None = None
 
 
@@ -164,6 +180,7 @@ class Guided:
             "guided_steps": chosen.guided_steps,
             "plain_steps": chosen.plain_steps,
             "kick": chosen.kick,
+            "patience": chosen.patience,
             "proposal": str(chosen.proposal),
         }
 
@@ -187,7 +204,15 @@ class Guided:
             return self._settled(_started(state, tried, self._settings.beta_relative))
         if state.move is None:
             assert tried is not None, "and so are the first strategies of rounds"
-            state = replace(state, begun=state.begun + 1, current=tried, best=_better(state.best, tried))
+            found = rank(tried.evaluation)
+            state = replace(
+                state,
+                begun=state.begun + 1,
+                current=tried,
+                best=_better(state.best, tried),
+                gained=state.step,
+                round_rank=found,
+            )
             return self._settled(state)
         if tried is not None:
             accepted = self._accepts(state, tried.evaluation)
@@ -197,6 +222,9 @@ class Guided:
                 best=_better(state.best, tried),
                 accepted=state.accepted + accepted,
             )
+            found = rank(tried.evaluation)
+            if found < state.round_rank:
+                state = replace(state, gained=state.step + 1, round_rank=found)
         return self._settled(replace(state, step=state.step + 1, move=None))
 
     def view(self, state: _Place) -> View:
@@ -216,10 +244,13 @@ class Guided:
             "best": None if state.best is None else packed(state.best),
             "scale_s": state.scale_s,
             "accepted": state.accepted,
+            "gained": state.gained,
+            "round_rank": None if state.current is None else state.round_rank,
         }
 
     def unpack(self, content: dict[str, Any], replay: Replay) -> _Place:
         """The place that was packed."""
+        ranked = content["round_rank"]
         place = _Place(
             num_starts=int(content["num_starts"]),
             step=int(content["step"]),
@@ -228,6 +259,8 @@ class Guided:
             best=None if content["best"] is None else replay(content["best"]),
             scale_s=float(content["scale_s"]),
             accepted=int(content["accepted"]),
+            gained=int(content["gained"]),
+            round_rank=_UNRANKED if ranked is None else (bool(ranked[0]), float(ranked[1])),
         )
         return self._settled(place)
 
@@ -239,13 +272,18 @@ class Guided:
         return self._sampler.strategy(number - 1)
 
     def _first_of_round(self, state: _Place) -> Strategy:
-        """Where the next round begins: a refining sample, or a disturbed copy, of the best."""
+        """Where the next round begins; see the module."""
         assert state.best is not None
         best = state.best.strategy
-        if state.begun % 2 == 0:
+        cycle, place = divmod(state.begun - 1, len(_BEGINNINGS))
+        kind = _BEGINNINGS[place]
+        if kind == "start":
+            return self._starts[cycle % len(self._starts)]
+        if kind in ("sample", "refine"):
             rng = np.random.default_rng((self._task.seed, _SAMPLE_STREAM, state.begun))
             contexts = self._policy.contexts(1)
-            contexts.assign(self._policy.choices.nearest(best))
+            if kind == "refine":
+                contexts.assign(self._policy.choices.nearest(best))
             chosen = sweep(self._policy, contexts, rng, temperature=_RESAMPLING, num_greedy=0).chosen[0]
             return replace(best, configs=self._policy.choices.strategy(chosen).configs)
         rng = np.random.default_rng((self._task.seed, _KICK_STREAM, state.begun))
@@ -261,8 +299,11 @@ class Guided:
         if state.num_starts < self._num_starts:
             return state
         assert state.current is not None
-        step = state.step
-        while step < state.begun * self._round_steps:
+        step, end = state.step, state.begun * self._round_steps
+        patient = state.gained + self._settings.patience * len(state.current.strategy.configs)
+        while step < end:
+            if step >= patient:
+                return replace(state, step=end)
             guided = step % self._round_steps < self._settings.guided_steps
             move = self._proposer.move(state.current.strategy, step, self._settings.share if guided else 1.0)
             if move is not None:
@@ -289,7 +330,10 @@ def _started(state: _Place, tried: Scored, beta_relative: float) -> _Place:
     """`state` after a start: the best one becomes the current strategy."""
     best = _better(state.best, tried)
     scale_s = best.evaluation.iteration_time_s / beta_relative
-    return replace(state, num_starts=state.num_starts + 1, current=best, best=best, scale_s=scale_s)
+    found = rank(best.evaluation)
+    return replace(
+        state, num_starts=state.num_starts + 1, current=best, best=best, scale_s=scale_s, round_rank=found
+    )
 
 
 def _better(one: Scored | None, other: Scored) -> Scored:
