@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from soaprl.search.task import rank
-from soaprl.simulator import Evaluation, Simulator
+from soaprl.simulator import Evaluation, Patterns, Simulator
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
 from soaprl_envs.choices import Choices, choices
@@ -56,6 +56,7 @@ class Arena:
         baseline: What strategies are compared with.
         start: What the simulator says about `Choices.start`.
         capacity_bytes: Memory of the smallest device.
+        patterns: What simulators of the problem have computed, which all walks share.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Arena:
     baseline: Baseline
     start: Evaluation
     capacity_bytes: int
+    patterns: Patterns
 
     @property
     def problem(self) -> Problem:
@@ -99,7 +101,8 @@ def make_arena(
 ) -> Arena:
     """Makes a problem ready."""
     found = choices(problem, max_candidates=max_candidates)
-    simulator = Simulator(problem)
+    patterns = Patterns(problem)
+    simulator = Simulator(problem, patterns=patterns)
     start = simulator.evaluate(found.strategy(found.start))
     types = problem.cluster.device_types
     return Arena(
@@ -110,6 +113,7 @@ def make_arena(
         baseline=_baseline(found, simulator, start),
         start=start,
         capacity_bytes=min(types[device.type].memory_bytes for device in problem.cluster.devices),
+        patterns=patterns,
     )
 
 

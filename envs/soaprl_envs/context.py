@@ -26,10 +26,13 @@ x / S) / 2`` (0.35 at a thousandth of the iteration, 3.5 at a whole one), the co
 clipped to at most 5. Loads and memory are sums over tasks, as `soaprl_envs.tables.Alone` has them.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.cluster.tables import IntArray
+from soaprl.cost.kernels import compiled_for
 from soaprl.errors import StrategyError
 from soaprl_envs.choices import Choices
 from soaprl_envs.kernels import Company, choose_in_all, fill_rows, place_all
@@ -88,6 +91,8 @@ class Contexts:
             total_s=np.zeros(choices.num_candidates, np.float64),
         )
         self._loads = link_loads(self._tables.cluster)
+        self._choose: Callable[..., None] | None = None
+        self._fill: Callable[..., None] | None = None
         self.reset()
 
     @property
@@ -153,7 +158,10 @@ class Contexts:
 
     def choose_checked(self, operators: IntArray, candidates: IntArray) -> None:
         """`choose_each` of int64 arrays of shape [B] that the caller has checked: for inner loops."""
-        choose_in_all(self._tables.alone, self._company, operators, candidates)
+        arguments = self._tables.alone, self._company, operators, candidates
+        if self._choose is None:
+            self._choose = compiled_for(choose_in_all, *arguments)
+        self._choose(*arguments)
 
     def row(
         self, operator: int, *, current: bool = True, out: NDArray[np.float32] | None = None
@@ -174,10 +182,11 @@ class Contexts:
         self, operators: IntArray, *, current: bool = True, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Like `row`, for another operator in each sample: `operators` has shape [B]."""
+        ours = out is None
         if out is None:
             out = np.empty((self.num_samples, self.choices.num_candidates, NUM_CONTEXT), np.float32)
         tables = self._tables
-        fill_rows(
+        arguments = (
             tables.alone,
             tables.near,
             tables.moves,
@@ -188,4 +197,10 @@ class Contexts:
             current,
             out,
         )
+        if not ours:
+            fill_rows(*arguments)
+            return out
+        if self._fill is None:
+            self._fill = compiled_for(fill_rows, *arguments)
+        self._fill(*arguments)
         return out

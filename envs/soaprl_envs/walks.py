@@ -28,7 +28,8 @@ class Walk:
         self.contexts = Contexts(arena.choices)
         self.num_evaluations = 0
         self._turn, self._taken = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        self._simulator = DeltaSimulator(arena.problem, arena.choices.strategy(arena.choices.start))
+        start = arena.choices.strategy(arena.choices.start)
+        self._simulator = DeltaSimulator(arena.problem, start, patterns=arena.patterns)
         self._effective_s = arena.effective_s(self._simulator.evaluation)
 
     def restart(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core.dispatcher import Dispatcher
 from numba.core.types import unliteral
 
 P = ParamSpec("P")
@@ -45,6 +46,22 @@ def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
     options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     return cast("Callable[P, R]", _by_type(compiled))
+
+
+def compiled_for(function: Callable[P, R], *arguments: object) -> Callable[P, R]:
+    """The compiled form of a kernel for arguments of these types, which it does not look at again.
+
+    Numba finds out the types of all arguments in every call, which takes a tenth of a microsecond for each
+    array, also of those in tuples: 21 of the 26 us that it takes to enter the simulator. The types are those
+    of the arrays' elements, dimensions and order in memory (C): whoever calls the compiled form keeps them.
+    """
+    if not isinstance(function, Dispatcher):
+        return function
+    types = tuple(map(numba.typeof, arguments))
+    function.compile(types)
+    # Numba's type stubs leave it out.
+    entry: Any = function.overloads[types]
+    return cast("Callable[P, R]", entry.entry_point)
 
 
 def _by_type(compiled: Any) -> Any:

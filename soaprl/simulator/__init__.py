@@ -1,6 +1,7 @@
 """Simulates training iterations: time, memory and traffic of a strategy."""
 
 from soaprl.simulator.batch import BatchSimulator
+from soaprl.simulator.book import Patterns
 from soaprl.simulator.delta import DeltaSimulator
 from soaprl.simulator.engine import Candidates, Evaluation
 from soaprl.simulator.evaluator import Simulator
@@ -16,6 +17,7 @@ __all__ = [
     "DeltaSimulator",
     "DeviceMemory",
     "Evaluation",
+    "Patterns",
     "Problem",
     "Rows",
     "Scale",

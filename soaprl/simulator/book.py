@@ -21,13 +21,22 @@ _MOST_NUMBER = 2**31
 class Patterns:
     """The patterns of a problem by number.
 
+    They are most of what a simulator remembers. Several simulators of one problem may share them, in one
+    thread: a pattern never changes, and each simulator asks for what is there before each of its steps.
+
     Args:
         problem: The problem.
         sharding: Of its strategies.
         num_copies: Of how many equal copies the graph consists, which have their patterns in common.
+
+    Attributes:
+        key: The arguments.
+        operators: The patterns of operators, by number.
+        found: All patterns as compiled code sees them; replaced when there are more.
     """
 
-    def __init__(self, problem: Problem, sharding: Sharding, num_copies: int = 1) -> None:
+    def __init__(self, problem: Problem, sharding: Sharding = Sharding.NONE, num_copies: int = 1) -> None:
+        self.key = problem, sharding, num_copies
         self._graph = problem.graph
         apart = num_copies if sharding.synchronizes_each_pass else 1
         self._index = graph_index(problem.graph, apart)

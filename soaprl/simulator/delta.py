@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import inf
 
 from soaprl.errors import SimulationError
+from soaprl.simulator.book import Patterns
 from soaprl.simulator.engine import Evaluation
 from soaprl.simulator.engines import engine_for
 from soaprl.simulator.micro_batches import expanded_changes
@@ -36,16 +37,17 @@ class DeltaSimulator:
     Args:
         problem: What the strategies are for.
         strategy: The first current strategy.
+        patterns: To share with other simulators, see `soaprl.simulator.book.Patterns`; None: its own.
 
     Raises:
         StrategyError: The strategy does not fit the graph or the cluster.
     """
 
-    def __init__(self, problem: Problem, strategy: Strategy) -> None:
+    def __init__(self, problem: Problem, strategy: Strategy, *, patterns: Patterns | None = None) -> None:
         check_strategy(problem.graph, problem.cluster.num_devices, strategy)
         self.problem = problem
         self._first = strategy
-        self._engine = engine_for(problem, strategy)
+        self._engine = engine_for(problem, strategy, patterns)
         self._stage(dict(enumerate(strategy.configs)))
         evaluation = self._engine.propose()
         assert evaluation is not None, "without a limit every strategy is simulated to its end"

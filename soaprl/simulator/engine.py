@@ -1,6 +1,6 @@
 """Holds a strategy and its task graph, and changes them: what the simulators of a problem stand on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables, IntArray, cluster_tables
+from soaprl.cost.kernels import compiled_for
 from soaprl.cost.transfers import collective_scratch
 from soaprl.errors import SimulationError
 from soaprl.simulator.adjacency import adjacency
@@ -97,6 +98,13 @@ class Engine:
     Not for several threads at once. A *change* is staged (`stage`), then applied (`propose`), and may be
     taken back (`take_back`).
 
+    Args:
+        problem: What is simulated.
+        sharding: Of all strategies.
+        num_copies: Of how many equal copies (micro-batches) the graph consists.
+        order: In which devices do their tasks; None: first in, first out.
+        patterns: To share with other engines of the same thread; None: ones of its own.
+
     Attributes:
         problem: What is simulated.
         sharding: Of all strategies.
@@ -119,6 +127,7 @@ class Engine:
         *,
         num_copies: int = 1,
         order: ProgramOrder | None = None,
+        patterns: Patterns | None = None,
     ) -> None:
         self.problem, self.sharding = problem, sharding
         self.num_copies, self.ordered = num_copies, order is not None
@@ -143,7 +152,12 @@ class Engine:
             sharding=sharding.level,
             num_copies=num_copies,
         )
-        self._patterns = Patterns(problem, sharding, num_copies)
+        self._patterns = patterns or Patterns(problem, sharding, num_copies)
+        if self._patterns.key != (problem, sharding, num_copies):
+            raise SimulationError(
+                "expected patterns of this problem and sharding, found others: make them with"
+                " Patterns(problem, sharding)."
+            )
         n, num_groups = len(graph.operators), len(self.index.groups)
         room = cluster.num_devices
         rooms = empty_rooms(tables, num_groups)
@@ -174,6 +188,7 @@ class Engine:
         self._no_rows = no_rows()
         self._outcome = Outcome(time_s=np.zeros(1, np.float64), numbers=np.zeros(NUM_NUMBERS, np.int64))
         self._horizon_s = 0.0
+        self._entry: Callable[..., int] | None = None
         if order is not None:
             self._enter_order(order)
 
@@ -341,7 +356,7 @@ class Engine:
         end: int = 0,
     ) -> int:
         """See `soaprl.simulator.entry.perform`."""
-        return perform(
+        arguments = (
             action,
             self.setting,
             self._patterns.found,
@@ -358,6 +373,9 @@ class Engine:
             first,
             end,
         )
+        if self._entry is None:
+            self._entry = compiled_for(perform, *arguments)
+        return self._entry(*arguments)
 
     def _learn_vectors(self, candidates: Candidates, row: int) -> None:
         """Computes the patterns of operators that a candidate needs."""

@@ -6,6 +6,7 @@ from math import inf
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
+from soaprl.simulator.book import Patterns
 from soaprl.simulator.engine import Candidates, Engine, Evaluation
 from soaprl.simulator.engines import engine_for
 from soaprl.simulator.micro_batches import OrderKey, expanded_strategy, order_key, program_order
@@ -32,15 +33,20 @@ class Simulator:
     operators that differ are changed. Not for several threads at once: give each thread its own (compiled
     code runs without the interpreter lock).
 
+    Args:
+        problem: What the strategies are for.
+        patterns: Of strategies that are not sharded, to share with other simulators of the same thread (see
+            `soaprl.simulator.book.Patterns`); None: its own.
+
     Attributes:
         problem: What the strategies are for.
         engine: The strategy at hand and its task graph; one for each sharding is kept, and the
             last one for micro-batches.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, patterns: Patterns | None = None) -> None:
         self.problem = problem
-        self.engine = Engine(problem)
+        self.engine = Engine(problem, patterns=patterns)
         self._engines = {Sharding.NONE: self.engine}
         self._expanded: _Expanded | None = None
         self._pattern_numbers: dict[Engine, tuple[object, IntArray]] = {}

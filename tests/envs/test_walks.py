@@ -53,3 +53,16 @@ def test_the_walks_given_back_longest_ago_are_let_go(synthetic_pool: ArenaPool) 
         walks.give_back(walk)
     assert walks.walk(synthetic_pool.arena(2)) is lent[2]
     assert walks.walk(synthetic_pool.arena(0)) is not lent[0]
+
+
+def test_all_walks_of_a_problem_share_what_their_simulators_have_computed(synthetic_pool: ArenaPool) -> None:
+    arena = synthetic_pool.arena(0)
+    one = Walk(arena)
+    for operator in range(arena.choices.num_operators):
+        one.take(operator, 1)
+    found = arena.patterns.found
+    other = Walk(arena)
+    for operator in range(arena.choices.num_operators):
+        other.take(operator, 1)
+    assert other.evaluation == one.evaluation
+    assert arena.patterns.found is found, "it is replaced when there is more"

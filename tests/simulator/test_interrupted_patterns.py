@@ -5,7 +5,7 @@ import numpy as np
 from soaprl.cluster.presets import cluster_from_name
 from soaprl.cost.roofline import RooflineCostModel
 from soaprl.search.proposals import Proposals, ProposalSettings
-from soaprl.simulator import Problem, Simulator
+from soaprl.simulator import Patterns, Problem, Simulator
 from soaprl.strategy.baselines import data_parallel
 from soaprl.strategy.strategy import Strategy
 from tests.search.interruption import interrupted_at
@@ -22,12 +22,14 @@ def test_a_simulator_that_was_interrupted_while_it_learned_says_the_same() -> No
     expected = [whole.evaluate(strategy) for strategy in strategies]
     line, interrupted = 0, True
     while interrupted:
-        line, interrupted, simulator = line + 1, False, Simulator(problem)
+        line, interrupted, patterns = line + 1, False, Patterns(problem)
+        simulator, sharing = Simulator(problem, patterns=patterns), Simulator(problem, patterns=patterns)
         try:
             with interrupted_at(line, PATTERNS):
                 simulator.evaluate(strategies[0])
         except KeyboardInterrupt:
             interrupted = True
+        assert [sharing.evaluate(strategy) for strategy in strategies] == expected, line
         assert [simulator.evaluate(strategy) for strategy in reversed(strategies)] == expected[::-1], line
     assert line > 100
 
