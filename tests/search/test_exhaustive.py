@@ -168,6 +168,59 @@ def test_the_bound_of_a_whole_strategy_is_its_time_where_nothing_waits_in_vain()
         assert bounds.of(rows, [0, 1, 2]) == pytest.approx(simulator.evaluate(strategy).iteration_time_s)
 
 
+def bound_and_time(
+    graph: OperatorGraph, strategy: Strategy, cost: TableCost, *, bandwidth: float
+) -> list[float]:
+    """The bound of a whole strategy on two devices, and its time."""
+    problem = Problem(graph=graph, cluster=uniform_cluster(2, bandwidth=bandwidth), cost=cost)
+    n = len(graph.operators)
+    bound = Bounds(problem, only([strategy], 2)).of([0] * n, list(range(n)))
+    return [bound, Simulator(problem).evaluate(strategy).iteration_time_s]
+
+
+def test_sums_that_wait_for_a_link_end_before_the_longest_update_of_their_holders() -> None:
+    # Two layers on both devices: their sums go over the same links, one after the other, long after the
+    # backward pass. Then device 1 updates a third layer besides, which it has for itself.
+    builder = ToyBuilder(sample=2)
+    y = builder.input("x", channel=4)
+    for name in ("one", "two", "three"):
+        y = builder.linear(name, y, 4)
+    split, whole = OpConfig((2, 1, 1), (0, 1)), OpConfig((1, 1, 1), (1,))
+    cost = TableCost(update_s_per_byte=1.0)
+    bound, time_s = bound_and_time(builder.build(), Strategy((split, split, whole)), cost, bandwidth=0.1)
+    assert bound == pytest.approx(time_s)
+
+
+@pytest.mark.parametrize(("names", "first"), [(("weighted", "plain"), False), (("plain", "weighted"), True)])
+def test_of_two_branches_that_are_ready_at_once_the_later_operator_is_first_in_the_backward_pass(
+    names: tuple[str, str], first: bool
+) -> None:
+    # Both branches are on both devices. The sum of the weight's gradients goes on during the other branch's
+    # backward tasks only if those come after; without order, it always could.
+    builder = ToyBuilder(sample=2)
+    x = builder.input("x", channel=4)
+    made = [builder.linear(n, x, 4) if n == "weighted" else builder.window(n, x, kernel=1) for n in names]
+    builder.add("join", *made)
+    graph = builder.build()
+    configs = tuple(OpConfig((2,) + (1,) * (len(o.factors) - 1), (0, 1)) for o in graph.operators)
+    cost = TableCost(backward={"plain": 8.0}, update_s_per_byte=0.0)
+    bound, time_s = bound_and_time(graph, Strategy(configs), cost, bandwidth=2.0)
+    assert bound == pytest.approx(time_s)
+    # Joined operator, the two branches forward and backward; the sum of 4 * 4 floats, half of them each way.
+    work_s = (1 + 2) * 4 + (1 + 2) * 16 + (1 + 8) * 4
+    sum_s = 64.0 / 2.0
+    assert time_s == pytest.approx(work_s + (0.0 if first else sum_s))
+
+
+def test_gradients_go_before_the_sum_that_is_ready_at_the_same_time() -> None:
+    # Samples change devices between the layers, so gradients of 4 floats go both ways; then both sums.
+    builder = ToyBuilder(sample=2)
+    builder.linear("two", builder.linear("one", builder.input("x", channel=4), 4), 4)
+    strategy = Strategy((OpConfig((2, 1, 1), (0, 1)), OpConfig((2, 1, 1), (1, 0))))
+    bound, time_s = bound_and_time(builder.build(), strategy, TableCost(), bandwidth=0.1)
+    assert bound == pytest.approx(time_s)
+
+
 def test_an_unchosen_reader_counts_with_its_best_configuration() -> None:
     # Two operators of work 64, 3 s a unit. Once the first runs whole on device 0, the second needs at least
     # half of its time (2 devices), or less with transfers of at least half of 64 bytes there and back.
@@ -386,7 +439,7 @@ def test_within_a_tolerance_the_answer_is_that_close() -> None:
 
 def test_tied_operators_have_one_configuration() -> None:
     problem = Problem(graph=tied(), cluster=uniform_cluster(2, bandwidth=8.0), cost=TableCost())
-    choice = replace(full_space(), tied=True)
+    choice = replace(full_space(), tied="parameters")
     outcome = proved(problem, space=choice)
     simulator = Simulator(problem)
     times = [
@@ -399,6 +452,40 @@ def test_tied_operators_have_one_configuration() -> None:
     assert first == second
     assert outcome.proof.num_strategies == len(times)
     assert outcome.result.evaluation.iteration_time_s == min(times)
+
+
+def test_of_tied_steps_what_reads_the_same_of_each_is_tied_too() -> None:
+    builder = ToyBuilder(sample=4)
+    w = builder.parameter("shared.weight", 4, 4)
+    one = builder.linear("one", builder.input("x", channel=4), 4, weight=w)
+    left, twin = builder.window("left", one), builder.window("twin", one)
+    two = builder.linear("two", left, 4, weight=w)
+    right = builder.window("right", two)
+    builder.add("join", right, twin)
+    graph = builder.build()
+    leaders = {
+        tied: [
+            graph.operators[o].name
+            for o in make_space(graph, uniform_cluster(2), SpaceSettings(tied=tied)).leaders
+        ]
+        for tied in ("none", "parameters", "steps")
+    }
+    assert leaders["none"] == ["one", "left", "twin", "two", "right", "join"]
+    assert leaders["parameters"] == ["one", "left", "twin", "one", "right", "join"]
+    # "twin" reads what "left" reads, so it is another operator of the same step.
+    assert leaders["steps"] == ["one", "left", "twin", "one", "left", "join"]
+
+
+def test_operators_that_share_parameters_are_chosen_together() -> None:
+    builder = ToyBuilder(sample=4)
+    w = builder.parameter("shared.weight", 4, 4)
+    x = builder.linear("one", builder.input("x", channel=4), 4, weight=w)
+    x = builder.linear("other", x, 4)
+    builder.linear("two", x, 4, weight=w)
+    graph = builder.build()
+    problem = Problem(graph=graph, cluster=uniform_cluster(2), cost=TableCost())
+    order = choosing_order(bound_tables(problem, make_space(graph, problem.cluster, SpaceSettings())))
+    assert [graph.operators[o].name for o in order.tolist()] == ["one", "two", "other"]
 
 
 def test_light_operators_without_heavy_readers_are_chosen_last() -> None:
@@ -423,6 +510,8 @@ def test_what_cannot_be_listed_is_refused() -> None:
         make_space(pointwise_chain(sample=8), uniform_cluster(8), full_space())
     with pytest.raises(UnknownNameError, match="Did you mean 'even'"):
         SpaceSettings(degrees="evn")
+    with pytest.raises(UnknownNameError, match="Did you mean 'steps'"):
+        SpaceSettings(tied="step")
     with pytest.raises(SearchError, match="tolerance"):
         ExhaustiveSettings(tolerance=0.0)
 

@@ -2,15 +2,17 @@
 
 List scheduling is not monotone: taking tasks out of a schedule can make it longer, so simulating a part of a
 strategy bounds nothing. The bounds here hold for *any* order in which devices and links work, because they
-use nothing but this: a task starts after its predecessors, a device runs one task at a time, and a link is
-busy for bytes / bandwidth with each transfer.
+use nothing but this: a task starts after its predecessors, a device runs one task at a time, a link is busy
+for bytes / bandwidth with each transfer, and of two tasks the one that is ready whenever the other is goes
+first.
 
 *Heads*, the earliest start of each task (`soaprl.search.exhaustive.heads`), are at least
 
 - the end of each predecessor, and a transfer (latency + bytes / bandwidth) later if that is elsewhere;
 - for all predecessors on one device together: the end of the last of them when the device runs them in the
   order of their own earliest starts, which is the least possible end (one machine, release dates); likewise
-  for all transfers over one route.
+  for all transfers over one route, and for all on its own device that it waits for, however indirectly, or
+  that first-in-first-out order puts before it (`soaprl.search.exhaustive.turns`).
 
 *Tails*, the least time from a task's end to that of the iteration (`soaprl.search.exhaustive.tails`), are
 their mirror image. *Round trips* (`soaprl.search.exhaustive.trips`) stand for readers that are not chosen
@@ -20,10 +22,13 @@ yet; all operators that are not chosen have the least heads and tails that any o
 No iteration ends before
 
 - head, duration and tail of a chosen task;
-- the synchronization of the groups of parameters whose readers are all chosen, and the updates after it; all
-  its transfers over one link one after the other (`soaprl.search.exhaustive.synchronization`);
-- all chosen tasks of a device in the best order with interruptions, from their heads to the ends of their
-  tails (one machine, Jackson's preemptive schedule, `preemptive_end`); its update after them;
+- the synchronization of the groups of parameters whose readers are all chosen: all its transfers over one
+  link, and the gradients before them (`soaprl.search.exhaustive.sending`), in the best order with
+  interruptions, from when they can begin to the end of the updates that wait for them
+  (`soaprl.search.exhaustive.synchronization`);
+- the mean of all devices' updates: those of parameters that nobody has chosen to hold yet are spread evenly;
+- all chosen tasks of a device and its update in the best order with interruptions, from their heads to the
+  ends of their tails (one machine, Jackson's preemptive schedule, `preemptive_end`);
 - for each tail: all work with this tail or a longer one, spread evenly over all devices, and the tail. The
   work of an operator not chosen yet is the least of its configurations (`_spread`).
 """
@@ -31,7 +36,7 @@ No iteration ends before
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel, inner_kernel
 from soaprl.search.exhaustive.heads import enter_backward, enter_forward
-from soaprl.search.exhaustive.jobs import add_job, is_chosen, last_end, num_tasks, preemptive_end, task_times
+from soaprl.search.exhaustive.jobs import add_job, is_chosen, num_tasks, preemptive_end, task_times
 from soaprl.search.exhaustive.rest import enter_rest_back_end, enter_rest_end
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.synchronization import enter_slots, synchronization_bound
@@ -149,9 +154,9 @@ def _devices(t: BoundTables, s: Scratch) -> float:
                 add_job(s, device, s.backward_head_s[o, p], backward)
     bound = 0.0
     for device in range(n):
-        bound = max(bound, preemptive_end(s, device))
+        s.end_s[device, s.num_jobs[device]] = 0.0
         add_job(s, device, s.update_release_s[device], s.update_s[device])
-        bound = max(bound, last_end(s, device, s.release_s, s.duration_s))
+        bound = max(bound, preemptive_end(s, device))
     return bound
 
 

@@ -7,6 +7,12 @@ from soaprl.search.exhaustive.jobs import busy_s, last_end, pairs_at, task_times
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 from soaprl.search.exhaustive.trips import Trips
+from soaprl.search.exhaustive.turns import (
+    after_backward,
+    after_forward,
+    enter_backward_turns,
+    enter_forward_turns,
+)
 
 
 @inner_kernel
@@ -14,8 +20,9 @@ def enter_forward(t: BoundTables, s: Scratch, o: int) -> None:
     """Heads and ends of the forward tasks of operator o; its producers have theirs."""
     row, n = s.rows[o], t.cluster.num_devices
     begin, end = t.in_begin[o], t.in_begin[o + 1]
+    enter_forward_turns(t, s, o)
     for p in range(t.config_tasks[row]):
-        device, head = t.config_devices[row, p], 0.0
+        device, head = t.config_devices[row, p], after_forward(t, s, o, p)
         s.num_jobs[:n] = 0
         s.stamp[:o] = -1
         i = begin
@@ -75,8 +82,9 @@ def _add_writers(t: BoundTables, s: Scratch, first: int, last: int, o: int, p: i
 def enter_backward(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
     """Heads and ends of the backward tasks of operator o; its chosen readers have theirs."""
     row, n, room = s.rows[o], t.cluster.num_devices, t.config_devices.shape[1]
-    for p in range(t.config_tasks[row]):
-        device, head = t.config_devices[row, p], s.forward_end_s[o, p]
+    enter_backward_turns(t, s, o)
+    for p in range(t.config_tasks[row] - 1, -1, -1):
+        device, head = t.config_devices[row, p], max(s.forward_end_s[o, p], after_backward(t, s, o, p))
         s.num_jobs[:n] = 0
         s.stamp[o + 1 :] = -1
         for i in range(t.out_begin[o], t.out_begin[o + 1]):

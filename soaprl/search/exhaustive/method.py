@@ -255,20 +255,24 @@ class _Search:
         self._descend()
 
     def _descend(self) -> None:
-        """Changes one operator of the best strategy, or all that share its parameters, while that helps."""
+        """Changes single operators of the best strategy, or all that share parameters, while that helps."""
         before, graph = inf, self._task.problem.graph
         while self._best is not None and self._time_s() < before:
             before = self._time_s()
-            for group in tied_groups(graph):
-                alone = (group[:1],) if self._space.leaders[group[-1]] == group[-1] else ()
-                for operators in dict.fromkeys((group, *alone)):
-                    for config in self._space.configs[group[0]]:
+            for o, group in enumerate(tied_groups(graph)):
+                for operators in dict.fromkeys((self._tied_to(group), self._tied_to((o,)))):
+                    for config in self._space.configs[o]:
                         if self._spent():
                             return
                         configs = list(self._best.strategy.configs)
                         for o in operators:
                             configs[o] = config
                         self._evaluate(Strategy(tuple(configs)))
+
+    def _tied_to(self, operators: tuple[int, ...]) -> tuple[int, ...]:
+        """All operators that have one configuration with any of these."""
+        leaders = self._space.leaders
+        return tuple(o for o in range(len(leaders)) if leaders[o] in {leaders[own] for own in operators})
 
     def _step(self) -> None:
         """Takes the next node; after an interruption it is open again, perhaps beside what it led to."""

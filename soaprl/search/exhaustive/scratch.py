@@ -28,9 +28,25 @@ class Scratch(NamedTuple):
         load_s: Shape [devices].
         update_s: Shape [devices].
         update_release_s: Shape [devices].
-        after_s: Shape [machines]; least time from the end of a job until the end of the iteration.
+        mean_update_s: Shape [1]; mean of all devices' updates, with the least of what is not chosen.
         forward_tail_s: Shape [operators, T].
         backward_tail_s: Likewise.
+        forward_needs: Shape [operators, T]; what a forward task waits for, as a bit set of tasks, or -1 (see
+            `soaprl.search.exhaustive.turns`).
+        forward_past: Likewise, all forward tasks before it.
+        backward_needs: Likewise, of backward tasks.
+        backward_past: Likewise.
+        whole_past: Likewise, the forward tasks before a backward task.
+        num_sent: Shape [1]; gradients that are sent (see `soaprl.search.exhaustive.sending`).
+        sent_link: By gradient: a link that it passes.
+        sent_giver: By gradient: operator * T + task that it comes from.
+        sent_after: By gradient: all backward tasks that it may wait for, as a bit set.
+        sent_busy_s: By gradient: how long it keeps the link busy.
+        sent_tail_s: By gradient: least time from then to the end of the iteration; 0 if it precedes no slot.
+        giver_tail_s: Shape [operators, T]; least time from a backward task, through a gradient and the slots
+            that it precedes, to the end of the iteration.
+        future: Shape [operators, T]; the backward tasks that follow a backward task, as a bit set.
+        work_s: Shape [machines].
         mask: Shape [operators, T]; the slots that a backward task precedes, as a bit set.
         rest_end_s: Shape [operators]; least end of a forward task of an operator that is not chosen.
         rest_back_end_s: Likewise, of a backward task.
@@ -45,6 +61,7 @@ class Scratch(NamedTuple):
         slot_tail_s: By slot: least time from its last summand to the end of the iteration.
         slot_busy_s: Shape [slots, machines]; how long each machine is busy.
         slot_after_s: Shape [slots, machines]; least time after that.
+        slot_past: By slot: all backward tasks that it waits for, directly or not, as a bit set.
     """
 
     rows: IntArray
@@ -63,9 +80,23 @@ class Scratch(NamedTuple):
     load_s: FloatArray
     update_s: FloatArray
     update_release_s: FloatArray
-    after_s: FloatArray
+    mean_update_s: FloatArray
     forward_tail_s: FloatArray
     backward_tail_s: FloatArray
+    forward_needs: IntArray
+    forward_past: IntArray
+    backward_needs: IntArray
+    backward_past: IntArray
+    whole_past: IntArray
+    num_sent: IntArray
+    sent_link: IntArray
+    sent_giver: IntArray
+    sent_after: IntArray
+    sent_busy_s: FloatArray
+    sent_tail_s: FloatArray
+    giver_tail_s: FloatArray
+    future: IntArray
+    work_s: FloatArray
     mask: IntArray
     rest_end_s: FloatArray
     rest_back_end_s: FloatArray
@@ -80,6 +111,7 @@ class Scratch(NamedTuple):
     slot_tail_s: FloatArray
     slot_busy_s: FloatArray
     slot_after_s: FloatArray
+    slot_past: IntArray
 
 
 def make_scratch(tables: BoundTables) -> Scratch:
@@ -87,7 +119,9 @@ def make_scratch(tables: BoundTables) -> Scratch:
     n, room = len(tables.has_backward), tables.config_devices.shape[1]
     devices, slots = tables.cluster.num_devices, _most_cells(tables) + 1
     machines = max(devices * devices, len(tables.cluster.link_latency_s))
-    jobs = (machines, max(2 * n * room + 1, slots))
+    longest = int(np.diff(tables.cluster.route_offsets).max(initial=0))
+    sent = len(tables.edge_producer) * room * devices * longest
+    jobs = (machines, max(2 * n * room + 1, slots + sent))
     tasks = (n, room)
     return Scratch(
         rows=np.zeros(n, np.int64),
@@ -106,9 +140,23 @@ def make_scratch(tables: BoundTables) -> Scratch:
         load_s=np.zeros(devices),
         update_s=np.zeros(devices),
         update_release_s=np.zeros(devices),
-        after_s=np.zeros(machines),
+        mean_update_s=np.zeros(1),
         forward_tail_s=np.zeros(tasks),
         backward_tail_s=np.zeros(tasks),
+        forward_needs=np.zeros(tasks, np.int64),
+        forward_past=np.zeros(tasks, np.int64),
+        backward_needs=np.zeros(tasks, np.int64),
+        backward_past=np.zeros(tasks, np.int64),
+        whole_past=np.zeros(tasks, np.int64),
+        num_sent=np.zeros(1, np.int64),
+        sent_link=np.zeros(sent, np.int64),
+        sent_giver=np.zeros(sent, np.int64),
+        sent_after=np.zeros(sent, np.int64),
+        sent_busy_s=np.zeros(sent),
+        sent_tail_s=np.zeros(sent),
+        giver_tail_s=np.zeros(tasks),
+        future=np.zeros(tasks, np.int64),
+        work_s=np.zeros(machines),
         mask=np.zeros(tasks, np.int64),
         rest_end_s=np.zeros(n),
         rest_back_end_s=np.zeros(n),
@@ -123,6 +171,7 @@ def make_scratch(tables: BoundTables) -> Scratch:
         slot_tail_s=np.zeros(slots),
         slot_busy_s=np.zeros((slots, machines)),
         slot_after_s=np.zeros((slots, machines)),
+        slot_past=np.zeros(slots, np.int64),
     )
 
 

@@ -8,8 +8,10 @@ devices n. ``all``: every legal vector with at most n tasks.
 are all exchangeable these are: n different devices in any order, or the same device for all tasks). ``all``:
 every list of k devices.
 
-*Tied*: operators that share parameters and have the same factors (the steps of an unrolled recurrent model)
-have one configuration together. Otherwise each has its own.
+*Tied*. ``none``: each operator has a configuration of its own. ``parameters``: operators that share
+parameters and have the same factors (the layers of an unrolled recurrent model) have one together. ``steps``:
+so do operators without parameters of the same kind and factors that read the same of different operators that
+are tied (the losses of each step): all steps of such a model are alike.
 
 Exchangeable devices. On a cluster of one node in which every pair of devices has a link of its own in each
 direction, all of equal bandwidth and latency, devices of one type can exchange their numbers without changing
@@ -45,6 +47,7 @@ MAX_DEVICES = 8
 MAX_CONFIGS = 200_000
 DEGREES = ("even", "all")
 PLACEMENTS = ("structured", "all")
+TIED = ("none", "parameters", "steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +58,21 @@ class SpaceSettings:
         degrees: ``even`` or ``all``.
         placements: ``structured`` or ``all``.
         reductions: Whether factors that make partial sums may be split.
-        tied: Whether operators that share parameters share their configuration.
+        tied: ``none``, ``parameters`` or ``steps``.
     """
 
     degrees: str = "even"
     placements: str = "structured"
     reductions: bool = True
-    tied: bool = False
+    tied: str = "none"
 
     def __post_init__(self) -> None:
         if self.degrees not in DEGREES:
             raise unknown_name("kind of degrees", self.degrees, DEGREES)
         if self.placements not in PLACEMENTS:
             raise unknown_name("kind of placements", self.placements, PLACEMENTS)
+        if self.tied not in TIED:
+            raise unknown_name("kind of ties", self.tied, TIED)
 
 
 def full_space() -> SpaceSettings:
@@ -129,7 +134,7 @@ def make_space(graph: OperatorGraph, cluster: Cluster, settings: SpaceSettings) 
                 f" {MAX_CONFIGS:,}. Use even degrees, structured placements, or fewer devices."
             )
         configs.append(tuple(OpConfig(v, devices) for v in vectors for devices in placements[prod(v)]))
-    leaders = tuple(group[0] for group in tied_groups(graph)) if settings.tied else tuple(range(len(configs)))
+    leaders = _leaders(graph, settings.tied)
     return Space(configs=tuple(configs), degrees=degrees, leaders=leaders, classes=classes)
 
 
@@ -166,6 +171,26 @@ def _is_canonical(devices: tuple[int, ...], classes: tuple[int, ...], used: int)
             return False
         used |= 1 << device
     return True
+
+
+def _leaders(graph: OperatorGraph, tied: str) -> tuple[int, ...]:
+    """For each operator the first one that it is tied to; itself if it is tied to none."""
+    n = len(graph.operators)
+    leaders = list(range(n)) if tied == "none" else [group[0] for group in tied_groups(graph)]
+    if tied != "steps":
+        return tuple(leaders)
+    port = {out.tensor: i for operator in graph.operators for i, out in enumerate(operator.outputs)}
+    first: dict[object, tuple[int, tuple[int, ...]]] = {}
+    for o, operator in enumerate(graph.operators):
+        tensors = tuple(access.tensor for access in operator.inputs)
+        made = tuple(tensor for tensor in tensors if tensor in port)
+        if operator.parameters or not made:
+            continue
+        read = tuple((leaders[graph.producer[tensor]], port[tensor]) for tensor in made)
+        leader, own = first.setdefault((operator.kind, operator.factors, read), (o, made))
+        if own != made:
+            leaders[o] = leader
+    return tuple(leaders)
 
 
 def _degree_vectors(

@@ -13,6 +13,7 @@ from soaprl.search.exhaustive.rest import enter_rest_forward_tail, enter_rest_ta
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 from soaprl.search.exhaustive.trips import Trips
+from soaprl.search.exhaustive.turns import bit_of, enter_after_backward, enter_after_forward
 
 # Slots are bits of an integer; what is beyond does not count, which leaves a bound a bound.
 _MOST_BITS = 62
@@ -24,7 +25,8 @@ def enter_tails(t: BoundTables, trips: Trips, s: Scratch) -> None:
     n = len(t.has_backward)
     for o in range(n):
         for p in range(num_tasks(t, s, o)):
-            s.backward_tail_s[o, p], s.mask[o, p] = 0.0, 0
+            s.backward_tail_s[o, p], s.mask[o, p] = s.giver_tail_s[o, p], 0
+            s.future[o, p] = bit_of(t, o, p)
     for slot in range(s.num_slots[0]):
         _enter_contributors(t, s, slot)
     for o in range(n):
@@ -58,9 +60,11 @@ def _enter_contributors(t: BoundTables, s: Scratch, slot: int) -> None:
 def _backward_tails(t: BoundTables, s: Scratch, o: int) -> None:
     """Tails of the backward tasks of operator o; its producers, which follow, have theirs."""
     row, room, n = s.rows[o], t.config_devices.shape[1], t.cluster.num_devices
-    seen, seen_tail = -1, 0.0
+    seen, seen_future, seen_tail = -1, -1, 0.0
     for p in range(t.config_tasks[row]):
         device, tail = t.config_devices[row, p], s.backward_tail_s[o, p]
+        enter_after_backward(t, s, o, p)
+        tail = max(tail, _delivered(s, 0))
         s.num_jobs[:n] = 0
         s.stamp[:o] = -1
         for i in range(t.in_begin[o], t.in_begin[o + 1]):
@@ -79,13 +83,15 @@ def _backward_tails(t: BoundTables, s: Scratch, o: int) -> None:
                     target = t.config_devices[s.rows[q], w]
                     sent = transfer_s(t, device, target, size)
                     s.mask[o, p] |= s.mask[q, w]
+                    s.future[o, p] |= s.future[q, w]
                     after = s.backward_tail_s[q, w]
                     _enter_successor(s, p, q, w, target, sent, task_times(t, s, q, w)[1], after)
         for target in range(n):
             if s.num_jobs[target] > 0:
                 tail = max(tail, _delivered(s, target))
-        if s.mask[o, p] != seen:
-            seen, seen_tail = s.mask[o, p], _machines_tail(s, s.mask[o, p])
+        if s.mask[o, p] != seen or s.future[o, p] != seen_future:
+            seen, seen_future = s.mask[o, p], s.future[o, p]
+            seen_tail = _machines_tail(t, s, seen, seen_future)
         s.backward_tail_s[o, p] = max(tail, seen_tail)
 
 
@@ -93,10 +99,11 @@ def _backward_tails(t: BoundTables, s: Scratch, o: int) -> None:
 def _forward_tails(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
     """Tails of the forward tasks of operator o; its backward tasks and its readers have theirs."""
     row, room, n = s.rows[o], t.config_devices.shape[1], t.cluster.num_devices
-    for p in range(t.config_tasks[row]):
-        device, tail = t.config_devices[row, p], 0.0
+    for p in range(t.config_tasks[row] - 1, -1, -1):
+        device = t.config_devices[row, p]
         backward = s.backward_tail_s[o, p] + task_times(t, s, o, p)[1] if t.has_backward[o] else 0.0
-        tail = backward
+        enter_after_forward(t, s, o, p)
+        tail = max(backward, _delivered(s, 0))
         s.num_jobs[:n] = 0
         s.stamp[o + 1 :] = -1
         for i in range(t.out_begin[o], t.out_begin[o + 1]):
@@ -150,7 +157,7 @@ def _delivered(s: Scratch, machine: int) -> float:
         order[at] = j
         least = min(least, s.send_s[machine, j])
         tail = max(tail, s.send_s[machine, j] + s.duration_s[machine, j] + s.end_s[machine, j])
-    work = least
+    work = least if count > 0 else 0.0
     for i in range(count):
         work += s.duration_s[machine, order[i]]
         tail = max(tail, work + s.end_s[machine, order[i]])
@@ -158,15 +165,22 @@ def _delivered(s: Scratch, machine: int) -> float:
 
 
 @inner_kernel
-def _machines_tail(s: Scratch, mask: int) -> float:
-    """Least time that the slots of a bit set take on the busiest of their machines."""
-    tail = 0.0
+def _machines_tail(t: BoundTables, s: Scratch, mask: int, future: int) -> float:
+    """Least time that the slots of a bit set take on the busiest of their machines.
+
+    Gradients that tasks of the bit set `future` send go over the same links before some of these slots.
+    """
+    tail, room = 0.0, t.config_devices.shape[1]
+    s.work_s[:] = 0.0
+    for j in range(s.num_sent[0]):
+        if s.sent_tail_s[j] > 0.0 and bit_of(t, s.sent_giver[j] // room, s.sent_giver[j] % room) & future:
+            s.work_s[s.sent_link[j]] += s.sent_busy_s[j]
     for machine in range(s.slot_busy_s.shape[1]):
-        work, after = 0.0, np.inf
+        work, after = s.work_s[machine], np.inf
         for slot in range(min(s.num_slots[0], _MOST_BITS)):
             if mask >> slot & 1 and s.slot_busy_s[slot, machine] > 0.0:
                 work += s.slot_busy_s[slot, machine]
                 after = min(after, s.slot_after_s[slot, machine])
-        if work > 0.0:
+        if after < np.inf:
             tail = max(tail, work + after)
     return tail
