@@ -35,6 +35,8 @@ def enter_forward(t: BoundTables, s: Scratch, o: int) -> None:
             if s.rows[q] < 0:
                 if t.edge_everywhere[t.in_edges[first]]:
                     head = max(head, s.rest_end_s[q])
+                if t.edge_joint[t.in_edges[first]]:
+                    head = max(head, s.rest_last_s[q])
                 continue
             _add_writers(t, s, first, i, o, p)
         for source in range(n):
@@ -95,6 +97,8 @@ def enter_backward(t: BoundTables, trips: Trips, s: Scratch, o: int) -> None:
             if s.rows[c] < 0:
                 if t.edge_wanted[edge]:
                     head = max(head, s.rest_back_end_s[c])
+                if t.edge_joint[edge]:
+                    head = max(head, s.rest_back_last_s[c])
                 trip = trips.time_s[trips.begin[edge] + (row - t.config_begin[o]) * room + p]
                 head = max(head, s.forward_end_s[o, p] + trip)
                 continue

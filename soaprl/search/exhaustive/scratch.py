@@ -49,7 +49,17 @@ class Scratch(NamedTuple):
         work_s: Shape [machines].
         mask: Shape [operators, T]; the slots that a backward task precedes, as a bit set.
         rest_end_s: Shape [operators]; least end of a forward task of an operator that is not chosen.
-        rest_back_end_s: Likewise, of a backward task.
+        rest_last_s: Likewise, of the last of its forward tasks.
+        rest_back_end_s: Shape [operators]; least end of a backward task of an operator that is not chosen.
+        rest_back_last_s: Likewise, of the last one.
+        before_every: Shape [operators]; the forward tasks before every forward task of an operator that is
+            not chosen, as a bit set (see `soaprl.search.exhaustive.rest`).
+        before_some: Likewise, before at least one.
+        whole_every: Likewise, before every backward task.
+        whole_some: Likewise, before at least one.
+        back_every: Likewise, the backward tasks before every backward task.
+        back_some: Likewise, before at least one.
+        lead_s: Shape [operators]; least time between a task and a later or earlier operator.
         rest_tail_s: Shape [operators]; least tail of its backward tasks.
         rest_forward_tail_s: Likewise, of its forward tasks.
         num_slots: Shape [1].
@@ -99,7 +109,16 @@ class Scratch(NamedTuple):
     work_s: FloatArray
     mask: IntArray
     rest_end_s: FloatArray
+    rest_last_s: FloatArray
     rest_back_end_s: FloatArray
+    rest_back_last_s: FloatArray
+    before_every: IntArray
+    before_some: IntArray
+    whole_every: IntArray
+    whole_some: IntArray
+    back_every: IntArray
+    back_some: IntArray
+    lead_s: FloatArray
     rest_tail_s: FloatArray
     rest_forward_tail_s: FloatArray
     num_slots: IntArray
@@ -159,7 +178,16 @@ def make_scratch(tables: BoundTables) -> Scratch:
         work_s=np.zeros(machines),
         mask=np.zeros(tasks, np.int64),
         rest_end_s=np.zeros(n),
+        rest_last_s=np.zeros(n),
         rest_back_end_s=np.zeros(n),
+        rest_back_last_s=np.zeros(n),
+        before_every=np.zeros(n, np.int64),
+        before_some=np.zeros(n, np.int64),
+        whole_every=np.zeros(n, np.int64),
+        whole_some=np.zeros(n, np.int64),
+        back_every=np.zeros(n, np.int64),
+        back_some=np.zeros(n, np.int64),
+        lead_s=np.zeros(n),
         rest_tail_s=np.zeros(n),
         rest_forward_tail_s=np.zeros(n),
         num_slots=np.zeros(1, np.int64),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from soaprl.simulator.pools import Pool
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.tables import GraphIndex, SyncGroup, graph_index, graph_tables
 from soaprl.strategy.strategy import OpConfig
+
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 MAX_PATTERNS = 100_000
 LIGHT = 0.01
@@ -70,6 +72,11 @@ class BoundTables(NamedTuple):
         edge_everywhere: By edge: whether every task of the consumer reads something of it, whatever the
             degrees.
         edge_wanted: By edge: whether every task of the producer is read by one of the consumer, likewise.
+        edge_joint: By edge: whether every task of the consumer reads something of every task of the producer,
+            likewise.
+        reaches: Shape [operators, operators]; whether every forward task of the first comes before every one
+            of the second.
+        reaches_back: Likewise, whether every backward task of the second comes before every one of the first.
     """
 
     cluster: ClusterTables
@@ -111,6 +118,9 @@ class BoundTables(NamedTuple):
     least_backward_s: FloatArray
     edge_everywhere: IntArray
     edge_wanted: IntArray
+    edge_joint: IntArray
+    reaches: BoolArray
+    reaches_back: BoolArray
 
 
 def bound_tables(problem: Problem, space: Space) -> BoundTables:
@@ -181,7 +191,7 @@ class _Builder:
         group_patterns, pattern_begin, least_update_s = self._cells()
         sizes, cell_size = self._sizes()
         begin = _offsets([len(p) for p in self.patterns])
-        everywhere, wanted = self._everywhere(edge_pairs, pair_bytes)
+        everywhere, wanted, joint = self._everywhere(edge_pairs, pair_bytes)
         least_forward_s, least_backward_s = self._least_task(forward_s), self._least_task(backward_s)
         work_s = (forward_s + backward_s).min(axis=2).sum(axis=1)
         least_work_s = np.array([work_s[a:b].min() for a, b in pairwise(begin.tolist())])
@@ -232,6 +242,9 @@ class _Builder:
             least_backward_s=least_backward_s,
             edge_everywhere=everywhere,
             edge_wanted=wanted,
+            edge_joint=joint,
+            reaches=self._reaches(joint, wanted, np.ones_like(flags.edge_gradient)),
+            reaches_back=self._reaches(joint, wanted, flags.edge_gradient),
         )
 
     def _devices(self, configs: Sequence[OpConfig]) -> IntArray:
@@ -326,9 +339,9 @@ class _Builder:
         least = [[next(rows)[: p.num_parts].min() for p in patterns] for patterns in self.patterns]
         return np.array([min(times) for times in least])
 
-    def _everywhere(self, edge_pairs: IntArray, pair_bytes: IntArray) -> tuple[IntArray, IntArray]:
-        """See `BoundTables.edge_everywhere` and `BoundTables.edge_wanted`."""
-        everywhere, wanted = [], []
+    def _everywhere(self, edge_pairs: IntArray, pair_bytes: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """`BoundTables.edge_everywhere`, `BoundTables.edge_wanted`, and `BoundTables.edge_joint`."""
+        everywhere, wanted, joint = [], [], []
         for number, edge in enumerate(self.index.edges):
             writers, readers = self.patterns[edge.producer], self.patterns[edge.consumer]
             shape = (len(writers), len(readers), self.room, self.room)
@@ -336,7 +349,30 @@ class _Builder:
             read, sent = np.asarray(table.any(axis=2)), np.asarray(table.any(axis=3))
             everywhere.append(all(read[:, j, : reader.num_parts].all() for j, reader in enumerate(readers)))
             wanted.append(all(sent[i, :, : writer.num_parts].all() for i, writer in enumerate(writers)))
-        return np.array(everywhere, np.int64), np.array(wanted, np.int64)
+            joint.append(
+                all(
+                    table[i, j, : writer.num_parts, : reader.num_parts].all()
+                    for i, writer in enumerate(writers)
+                    for j, reader in enumerate(readers)
+                )
+            )
+        return np.array(everywhere, np.int64), np.array(wanted, np.int64), np.array(joint, np.int64)
+
+    def _reaches(self, joint: IntArray, wanted: IntArray, follows: IntArray) -> BoolArray:
+        """Which operators come wholly before which, by the edges that `follows` says.
+
+        All of a producer comes before a reader that reads all of it. If each of its tasks is read, it also
+        comes before all that its readers come before.
+        """
+        edges, n = self.index.edges, len(self.problem.graph.operators)
+        reaches = np.zeros((n, n), np.bool_)
+        for number in sorted(range(len(edges)), key=lambda e: -edges[e].producer):
+            producer, consumer = edges[number].producer, edges[number].consumer
+            if follows[number] and wanted[number]:
+                reaches[producer] |= reaches[consumer]
+            if follows[number] and joint[number]:
+                reaches[producer, consumer] = True
+        return reaches
 
 
 def _common(written: IntArray, read: IntArray) -> IntArray:

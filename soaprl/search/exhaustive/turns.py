@@ -38,6 +38,10 @@ def enter_forward_turns(t: BoundTables, s: Scratch, o: int) -> None:
             q = t.edge_producer[edge]
             if s.rows[q] < 0:
                 known = False
+                if t.edge_joint[edge]:
+                    past |= s.before_some[q]
+                elif t.edge_everywhere[edge]:
+                    past |= s.before_every[q]
                 continue
             pairs = pairs_at(t, edge, s.rows[q], row) + p
             for w in range(t.config_tasks[s.rows[q]]):
@@ -63,6 +67,11 @@ def enter_backward_turns(t: BoundTables, s: Scratch, o: int) -> None:
             c = t.edge_consumer[edge]
             if s.rows[c] < 0:
                 known = False
+                whole_of_every, whole_of_some, of_every, of_some = backward_of(t, s, c)
+                if t.edge_joint[edge]:
+                    past, whole = past | of_some, whole | whole_of_some
+                elif t.edge_wanted[edge]:
+                    past, whole = past | of_every, whole | whole_of_every
                 continue
             pairs = pairs_at(t, edge, row, s.rows[c]) + p * room
             for r in range(t.config_tasks[s.rows[c]]):
@@ -73,6 +82,22 @@ def enter_backward_turns(t: BoundTables, s: Scratch, o: int) -> None:
                     known = known and t.config_devices[s.rows[c], r] == t.config_devices[row, p]
         s.backward_needs[o, p] = needs if known and needs != 0 else -1
         s.backward_past[o, p], s.whole_past[o, p] = past | needs, whole
+
+
+@inner_kernel
+def backward_of(t: BoundTables, s: Scratch, c: int) -> tuple[int, int, int, int]:
+    """What comes before every and some backward task of c: forward tasks twice, then backward tasks.
+
+    Among the last are its own tasks. Those of an operator that is not chosen are the bit of its first one.
+    """
+    if s.rows[c] < 0:
+        return s.whole_every[c], s.whole_some[c], s.back_every[c], s.back_some[c] | bit_of(t, c, 0)
+    whole_every, whole_some, every, some = -1, 0, -1, 0
+    for r in range(t.config_tasks[s.rows[c]]):
+        past = s.backward_past[c, r] | bit_of(t, c, r)
+        whole_every, whole_some = whole_every & s.whole_past[c, r], whole_some | s.whole_past[c, r]
+        every, some = every & past, some | past
+    return whole_every, whole_some, every, some
 
 
 @inner_kernel
