@@ -301,6 +301,16 @@ def test_structured_placements_of_exchangeable_devices_are_all_orders_and_single
     assert set(found) == {1, 2, 4}
 
 
+def test_drawn_placements_are_blocks_strided_and_single_ones_and_none_is_left_out_for_another() -> None:
+    choice = SpaceSettings(placements="drawn")
+    space = make_space(pointwise_chain(sample=4, num_operators=1), uniform_cluster(4), choice)
+    four = {config.devices for config in space.configs[0] if config.num_tasks == 4}
+    blocks = {tuple((start + i) % 4 for i in range(4)) for start in range(4)}
+    strided = {tuple((start + i) % 4 for i in (0, 2, 1, 3)) for start in range(4)}
+    assert four == blocks | strided | {(d,) * 4 for d in range(4)}
+    assert len(canonical_rows(space.configs[0], space.classes, 0)) == len(space.configs[0])
+
+
 def test_structured_placements_of_other_devices_are_those_that_are_drawn() -> None:
     space = make_space(pointwise_chain(sample=4, num_operators=1), node_cluster(2, 2), SpaceSettings())
     two = {config.devices for config in space.configs[0] if config.num_tasks == 2}
@@ -484,7 +494,8 @@ def test_operators_that_share_parameters_are_chosen_together() -> None:
     builder.linear("two", x, 4, weight=w)
     graph = builder.build()
     problem = Problem(graph=graph, cluster=uniform_cluster(2), cost=TableCost())
-    order = choosing_order(bound_tables(problem, make_space(graph, problem.cluster, SpaceSettings())))
+    space = make_space(graph, problem.cluster, SpaceSettings())
+    order = choosing_order(bound_tables(problem, space), space.leaders)
     assert [graph.operators[o].name for o in order.tolist()] == ["one", "two", "other"]
 
 
@@ -498,7 +509,8 @@ def test_light_operators_without_heavy_readers_are_chosen_last() -> None:
     cost = TableCost(default_forward=1e-6, default_backward=1e-6, forward={"heavy": 1.0, "second": 1.0})
     graph = builder.build()
     problem = Problem(graph=graph, cluster=uniform_cluster(2), cost=cost)
-    order = choosing_order(bound_tables(problem, make_space(graph, problem.cluster, SpaceSettings())))
+    space = make_space(graph, problem.cluster, SpaceSettings())
+    order = choosing_order(bound_tables(problem, space), space.leaders)
     names = [graph.operators[o].name for o in order.tolist()]
     assert names == ["heavy", "between", "second", "light", "early", "end", "loss"]
 

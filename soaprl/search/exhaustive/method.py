@@ -161,7 +161,7 @@ class _Search:
         self._tables: BoundTables = bound_tables(problem, self._space)
         self._trips: Trips = make_trips(self._tables)
         self._scratch: Scratch = make_scratch(self._tables)
-        self._order: IntArray = choosing_order(self._tables)
+        self._order: IntArray = choosing_order(self._tables, self._space.leaders)
         self._configs: list[OpConfig] = [c for configs in self._space.configs for c in configs]
         self._continuations: dict[tuple[int, int], IntArray] = {}
         self._score = score_within(task.evaluator)

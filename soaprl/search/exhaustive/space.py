@@ -3,10 +3,10 @@
 *Degrees*. ``even``: each degree divides its factor's extent and the number of tasks divides the number of
 devices n. ``all``: every legal vector with at most n tasks.
 
-*Placements* of the k tasks of an operator. ``structured``: the aligned, block, strided and single ones that
-`soaprl.search.proposals` draws, and all that exchanging exchangeable devices makes of them (on n devices that
-are all exchangeable these are: n different devices in any order, or the same device for all tasks). ``all``:
-every list of k devices.
+*Placements* of the k tasks of an operator. ``drawn``: the aligned, block, strided and single ones that
+`soaprl.search.proposals` draws. ``structured``: also all that exchanging exchangeable devices makes of them
+(on n devices that are all exchangeable these are: n different devices in any order, or the same device for
+all tasks). ``all``: every list of k devices.
 
 *Tied*. ``none``: each operator has a configuration of its own. ``parameters``: operators that share
 parameters and have the same factors (the layers of an unrolled recurrent model) have one together. ``steps``:
@@ -25,7 +25,8 @@ other cluster no devices count as exchangeable, because rings and trees run in t
 
 A strategy is *canonical* if, operator by operator and part by part, devices of one type appear for the first
 time in ascending order. Every strategy has exactly one canonical one among those that exchanges make of it,
-and both spaces contain all of these; so it is enough to look at canonical ones.
+and ``structured`` and ``all`` placements contain all of these; so it is enough to look at canonical ones. In
+a space of ``drawn`` placements, which do not, no devices count as exchangeable.
 """
 
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ from soaprl.strategy.strategy import OpConfig, Strategy
 MAX_DEVICES = 8
 MAX_CONFIGS = 200_000
 DEGREES = ("even", "all")
-PLACEMENTS = ("structured", "all")
+PLACEMENTS = ("drawn", "structured", "all")
 TIED = ("none", "parameters", "steps")
 
 
@@ -56,7 +57,7 @@ class SpaceSettings:
 
     Attributes:
         degrees: ``even`` or ``all``.
-        placements: ``structured`` or ``all``.
+        placements: ``drawn``, ``structured`` or ``all``.
         reductions: Whether factors that make partial sums may be split.
         tied: ``none``, ``parameters`` or ``steps``.
     """
@@ -121,7 +122,7 @@ def make_space(graph: OperatorGraph, cluster: Cluster, settings: SpaceSettings) 
             f"exhaustive search is for at most {MAX_DEVICES} devices, found {n} in {cluster.name!r}. Use a"
             " smaller cluster, or another method."
         )
-    classes = exchangeable_classes(cluster)
+    classes = tuple(range(n)) if settings.placements == "drawn" else exchangeable_classes(cluster)
     degrees = tuple(_degree_vectors(operator, n, settings) for operator in graph.operators)
     counts = {prod(vector) for vectors in degrees for vector in vectors}
     placements = {k: _placements(k, classes, settings) for k in counts}

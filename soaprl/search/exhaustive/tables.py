@@ -132,13 +132,14 @@ def bound_tables(problem: Problem, space: Space) -> BoundTables:
     return _Builder(problem, space).tables()
 
 
-def choosing_order(tables: BoundTables) -> IntArray:
+def choosing_order(tables: BoundTables, leaders: Sequence[int]) -> IntArray:
     """In which order operators are chosen: heavy ones first, as they change the bounds most.
 
     First, in the order of the graph, the operators with at least `LIGHT` of all work, and those between them:
     bounds live from chains without gaps. Those that share parameters come together, because their gradients
-    are summed once all are chosen. Then light ones without producers, because updates of their parameters
-    (embeddings) may be heavy; then all others.
+    are summed once all are chosen, and so do those with the same `leaders`, which have one configuration.
+    Then light ones without producers, because updates of their parameters (embeddings) may be heavy; then all
+    others.
     """
     work_s, n = tables.least_work_s, len(tables.least_work_s)
     heavy = work_s >= LIGHT * work_s.sum()
@@ -148,12 +149,12 @@ def choosing_order(tables: BoundTables) -> IntArray:
         leads[o] |= bool(leads[readers].any())
     source = np.diff(tables.in_begin) == 0
     turn = np.where(source & ~heavy, 1, np.where(leads, 0, 2))
-    return np.lexsort((np.arange(n), _first_sharing(tables), turn)).astype(np.int64)
+    return np.lexsort((np.arange(n), _first_together(tables, leaders), turn)).astype(np.int64)
 
 
-def _first_sharing(tables: BoundTables) -> IntArray:
-    """For each operator the first one that it shares parameters with, directly or not; itself if none."""
-    first = np.arange(len(tables.least_work_s))
+def _first_together(tables: BoundTables, leaders: Sequence[int]) -> IntArray:
+    """For each operator the first one that it shares parameters or a leader with, directly or not."""
+    first = np.array(leaders, np.int64)
     for begin, end in pairwise(tables.group_begin.tolist()):
         readers = tables.group_readers[begin:end]
         first[np.isin(first, first[readers])] = first[readers].min(initial=len(first))
