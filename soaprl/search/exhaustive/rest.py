@@ -14,7 +14,14 @@ backward pass after, whatever is chosen between.
 import numpy as np
 
 from soaprl.cost.kernels import inner_kernel
-from soaprl.search.exhaustive.jobs import add_job, num_tasks, preemptive_end, task_times
+from soaprl.search.exhaustive.jobs import (
+    add_job,
+    num_tasks,
+    pairs_at,
+    preemptive_end,
+    task_times,
+    transfer_s,
+)
 from soaprl.search.exhaustive.scratch import Scratch
 from soaprl.search.exhaustive.tables import BoundTables
 from soaprl.search.exhaustive.turns import backward_of, bit_of
@@ -61,23 +68,40 @@ def _passed(t: BoundTables, s: Scratch, o: int, every: int) -> float:
     Between a task and operator o there are at least the forward tasks of who reads it, and so on.
     """
     s.lead_s[: o + 1] = 0.0
-    for b in range(o - 1, -1, -1):
-        for i in range(t.out_begin[b], t.out_begin[b + 1]):
-            edge = t.out_edges[i]
-            c = t.edge_consumer[edge]
-            if t.edge_wanted[edge] and t.reaches[c, o]:
-                s.lead_s[b] = max(s.lead_s[b], t.least_forward_s[c] + s.lead_s[c])
     s.num_jobs[: t.cluster.num_devices] = 0
-    for b in range(o):
+    for b in range(o - 1, -1, -1):
+        least = _forward_lead(t, s, o, b, -1, every)
         for w in range(num_tasks(t, s, b)):
+            s.task_lead_s[b, w] = _forward_lead(t, s, o, b, w, every)
             if bit_of(t, b, w) & every:
                 device = t.config_devices[s.rows[b], w]
-                s.end_s[device, s.num_jobs[device]] = s.lead_s[b]
+                s.end_s[device, s.num_jobs[device]] = s.task_lead_s[b, w]
                 add_job(s, device, s.forward_head_s[b, w], task_times(t, s, b, w)[0])
+        s.lead_s[b] = least
     end = 0.0
     for device in range(t.cluster.num_devices):
         end = max(end, preemptive_end(s, device))
     return end
+
+
+@inner_kernel
+def _forward_lead(t: BoundTables, s: Scratch, o: int, b: int, w: int, every: int) -> float:
+    """Least time between forward task w of operator b, or any for -1, and operator o, which waits for it."""
+    lead, room = 0.0, t.config_devices.shape[1]
+    for i in range(t.out_begin[b], t.out_begin[b + 1]):
+        edge = t.out_edges[i]
+        c = t.edge_consumer[edge]
+        if s.rows[c] < 0 or w < 0:
+            if t.edge_wanted[edge] and t.reaches[c, o]:
+                lead = max(lead, t.least_forward_s[c] + s.lead_s[c])
+            continue
+        pairs = pairs_at(t, edge, s.rows[b], s.rows[c]) + w * room
+        for r in range(t.config_tasks[s.rows[c]]):
+            size = t.pair_bytes[pairs + r]
+            if size > 0 and bit_of(t, c, r) & every:
+                sent = transfer_s(t, t.config_devices[s.rows[b], w], t.config_devices[s.rows[c], r], size)
+                lead = max(lead, sent + task_times(t, s, c, r)[0] + s.task_lead_s[c, r])
+    return lead
 
 
 @inner_kernel
@@ -144,21 +168,41 @@ def _following(t: BoundTables, s: Scratch, o: int) -> float:
     s.num_jobs[:n] = 0
     found = False
     for b in range(o - 1, -1, -1):
-        for i in range(t.out_begin[b], t.out_begin[b + 1]):
-            edge = t.out_edges[i]
-            c = t.edge_consumer[edge]
-            if t.edge_gradient[edge] and t.edge_wanted[edge] and t.reaches_back[c, o]:
-                s.lead_s[b] = max(s.lead_s[b], t.least_backward_s[c] + s.lead_s[c])
+        least = _backward_lead(t, s, o, b, -1)
         for w in range(num_tasks(t, s, b) if t.has_backward[b] else 0):
+            s.task_lead_s[b, w] = _backward_lead(t, s, o, b, w)
             if s.backward_past[b, w] & bit:
                 device = t.config_devices[s.rows[b], w]
                 s.end_s[device, s.num_jobs[device]] = s.backward_tail_s[b, w]
-                add_job(s, device, s.lead_s[b], task_times(t, s, b, w)[1])
+                add_job(s, device, s.task_lead_s[b, w], task_times(t, s, b, w)[1])
                 found = True
+        s.lead_s[b] = least
     tail = 0.0
     for device in range(n if found else 0):
         tail = max(tail, preemptive_end(s, device))
     return tail
+
+
+@inner_kernel
+def _backward_lead(t: BoundTables, s: Scratch, o: int, b: int, w: int) -> float:
+    """Least time between operator o and backward task w of operator b, or any for -1, that waits for it."""
+    lead, room, bit = 0.0, t.config_devices.shape[1], bit_of(t, o, 0)
+    for i in range(t.out_begin[b], t.out_begin[b + 1]):
+        edge = t.out_edges[i]
+        c = t.edge_consumer[edge]
+        if not t.edge_gradient[edge]:
+            continue
+        if s.rows[c] < 0 or w < 0:
+            if t.edge_wanted[edge] and t.reaches_back[c, o]:
+                lead = max(lead, t.least_backward_s[c] + s.lead_s[c])
+            continue
+        pairs = pairs_at(t, edge, s.rows[b], s.rows[c]) + w * room
+        for r in range(t.config_tasks[s.rows[c]]):
+            size = t.pair_bytes[pairs + r]
+            if size > 0 and s.backward_past[c, r] & bit:
+                sent = transfer_s(t, t.config_devices[s.rows[c], r], t.config_devices[s.rows[b], w], size)
+                lead = max(lead, sent + task_times(t, s, c, r)[1] + s.task_lead_s[c, r])
+    return lead
 
 
 @inner_kernel

@@ -59,7 +59,8 @@ class Scratch(NamedTuple):
         whole_some: Likewise, before at least one.
         back_every: Likewise, the backward tasks before every backward task.
         back_some: Likewise, before at least one.
-        lead_s: Shape [operators]; least time between a task and a later or earlier operator.
+        lead_s: Shape [operators]; least time between any task and a later or earlier operator.
+        task_lead_s: Shape [operators, T]; likewise for one task.
         rest_tail_s: Shape [operators]; least tail of its backward tasks.
         rest_forward_tail_s: Likewise, of its forward tasks.
         num_slots: Shape [1].
@@ -119,6 +120,7 @@ class Scratch(NamedTuple):
     back_every: IntArray
     back_some: IntArray
     lead_s: FloatArray
+    task_lead_s: FloatArray
     rest_tail_s: FloatArray
     rest_forward_tail_s: FloatArray
     num_slots: IntArray
@@ -188,6 +190,7 @@ def make_scratch(tables: BoundTables) -> Scratch:
         back_every=np.zeros(n, np.int64),
         back_some=np.zeros(n, np.int64),
         lead_s=np.zeros(n),
+        task_lead_s=np.zeros(tasks),
         rest_tail_s=np.zeros(n),
         rest_forward_tail_s=np.zeros(n),
         num_slots=np.zeros(1, np.int64),
