@@ -1,14 +1,16 @@
 """Simulated against measured iterations on this machine, from nothing: links, times of tasks, runs.
 
-    python benchmarks/validation.py --strategies 50 --repeats 3 --out out/validation
-    sudo python benchmarks/validation.py --megabits 1000 --profile out/validation/profile.db --out out/1000
+    python benchmarks/validation.py --out out/validation
+    sudo python benchmarks/validation.py --megabits 1000 --after out/validation --steps 2 --out out/1000
 
 Measures the links of two gloo processes and the shards of four models (`validation_models.py`), by two
 processes at once, because that is how they run. Then a few strategies are run to calibrate what the runtime
 takes, and others, of several methods and random, to compare with what is predicted for them. Everything is
 resumable: what is in the folder is not measured again.
 
-With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast.
+With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast. With
+`--after` times of tasks and what the runtime takes are those of a run without hosts, and only the links are
+measured: then nothing is fitted to any iteration over these links.
 
 The machine must do nothing else meanwhile: iterations are timed by the clock. What ranks compute (the column
 "compute error") is timed by what their threads ran, and is not so sensitive.
@@ -20,9 +22,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hosts import PORT, address_of, hosts, name_of
+
+from soaprl.cluster.files import load_cluster, save_cluster
 
 HERE = Path(__file__).parent
 NUM_RANKS = 2
@@ -39,8 +44,15 @@ def run(*words: object, prefix: str = "", **environment: str) -> "subprocess.Pop
 
 
 def finish(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Waits for all; one that fails ends the benchmark."""
-    codes = [process.wait() for process in processes]
+    """Waits for all; one that fails ends the benchmark, whose end is that of all."""
+    try:
+        codes = [process.wait() for process in processes]
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
     if any(codes):
         raise SystemExit("a command failed")
 
@@ -58,12 +70,20 @@ def measure_links(path: Path, megabits: float | None) -> None:
     finish(ranks)
 
 
-def measure_tasks(profile: Path, cluster: Path) -> None:
-    """Measures the shards of all models, by as many processes as there are ranks."""
-    for model in MODELS:
+def measure_tasks(profile: Path, cluster: Path, models: Sequence[str]) -> None:
+    """Measures the shards of models, by as many processes as there are ranks."""
+    for model in models:
         name, _, batch = model.rpartition(":")
         words = ("profile", name, "-b", batch, "-c", cluster, "--out", profile, "--show", 0)
         finish([run(*words, OMP_NUM_THREADS="1") for _ in range(NUM_RANKS)])
+
+
+def with_overheads(calibrated: Path, links: Path, path: Path) -> None:
+    """Writes the cluster `links` with what the runtime takes of another one's processors."""
+    cluster, other = load_cluster(str(links)), load_cluster(str(calibrated)).overheads
+    own = cluster.overheads
+    overheads = replace(other, collective_s=own.collective_s, collective_s_per_byte=own.collective_s_per_byte)
+    save_cluster(replace(cluster, name=path.stem, overheads=overheads), path)
 
 
 @contextmanager
@@ -87,27 +107,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", default="data-parallel,model-parallel,single-device,optcnn,mcmc")
     parser.add_argument("--megabits", type=float, help="of each link and direction, a second; needs root")
-    parser.add_argument("--profile", type=Path, help="a profile that there is already")
+    parser.add_argument("--models", default=",".join(FACTORIES), help="which of them, comma-separated")
+    parser.add_argument("--budget-evals", type=int, default=20000, help="of each search")
+    parser.add_argument("--after", type=Path, help="the folder of a run whose profile and overheads count")
     parser.add_argument("--out", type=Path, default=Path("out/validation"))
     arguments = parser.parse_args()
     out, megabits = arguments.out, arguments.megabits
     out.mkdir(parents=True, exist_ok=True)
     links, calibrated = out / "links.yaml", out / "calibrated.yaml"
-    profile = arguments.profile or out / "profile.db"
+    profile = (arguments.after or out) / "profile.db"
+    models = [model for model in MODELS if model.split(":")[-2] in arguments.models.split(",")]
     slow = {} if megabits is None else {"GLOO_SOCKET_IFNAME": "wire"}
     common = ["--cost", profile, "--repeats", arguments.repeats, "--steps", arguments.steps]
     common += [] if megabits is None else ["--prefix", PREFIX, "--worst", 0]
     with machines(megabits):
         if not links.exists():
             measure_links(links, megabits)
-        measure_tasks(profile, links)
+        measure_tasks(profile, links, models)
+        if arguments.after is not None:
+            with_overheads(arguments.after / "calibrated.yaml", links, calibrated)
         if not calibrated.exists():
-            words = ["validate", *MODELS, "-c", links, *common, "--methods", "data-parallel,single-device"]
+            words = ["validate", *models, "-c", links, *common, "--methods", "data-parallel,single-device"]
             words += ["--strategies", arguments.calibrate, "--seed", 1]
             words += ["--out", out / "calibration", "--calibrate", calibrated]
             finish([run(*words, **slow)])
-        words = ["validate", *MODELS, "-c", calibrated, *common, "--methods", arguments.methods]
-        words += ["--strategies", arguments.strategies, "--out", out / "validation", "--compare", links]
+        words = ["validate", *models, "-c", calibrated, *common, "--methods", arguments.methods]
+        words += ["--strategies", arguments.strategies, "--budget-evals", arguments.budget_evals]
+        words += ["--out", out / "validation", "--compare", links]
         finish([run(*words, **slow)])
 
 

@@ -15,7 +15,6 @@ from soaprl.cli.inputs import Execution, ModelChoice, Prepared, prepare
 from soaprl.cli.output import progress_bar, say
 from soaprl.cli.searching import ready_simulator
 from soaprl.cli.validation_choices import Chosen, choose, predicted
-from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.files import load_cluster
 from soaprl.errors import ExecutionError
 from soaprl.graph.zoo import Option, zoo_models
@@ -146,17 +145,9 @@ def _predicted_otherwise(
 
 def _loads(prepared: Prepared, chosen: Sequence[Chosen], points: Sequence[Point]) -> "Iterator[Load]":
     """What each rank did under each strategy, for the calibration."""
-    from soaprl.runtime import compile_program
-    from soaprl.runtime.measuring.calibration import Load, traffic
+    from soaprl.runtime.measuring.calibration import loads
 
-    problem = prepared.problem
-    bare = replace(problem, cluster=replace(problem.cluster, overheads=Overheads()))
-    simulator = Simulator(bare)
-    for c, point in zip(chosen, points, strict=True):
-        program = compile_program(problem.graph, c.strategy, num_ranks=problem.cluster.num_devices)
-        tasks_s = simulate(bare, c.strategy, simulator=simulator).device_busy_s.tolist()
-        for sent, busy_s, ran_s in zip(traffic(problem.graph, program), tasks_s, point.ran_s, strict=True):
-            yield Load(traffic=sent, predicted_s=busy_s, ran_s=ran_s)
+    return loads(prepared.problem, (c.strategy for c in chosen), (point.ran_s for point in points))
 
 
 def _choice(word: str, options: Mapping[str, Option]) -> ModelChoice:

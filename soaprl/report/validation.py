@@ -24,6 +24,7 @@ COLUMNS = (
     "bias",
     "compute error",
     "Spearman",
+    "repeats'",
     "Kendall",
     "best found",
     "noise floor",
@@ -83,6 +84,8 @@ class Agreement:
         compute_error: Median of the absolute relative errors of what ranks compute, against what their
             threads ran: waiting and other programs are no part of it.
         spearman: Rank correlation.
+        repeat_spearman: That of two halves of the repeats with each other: about the best that noise permits;
+            1 for a single repeat.
         kendall: Share of pairs in the right order less that in the wrong one (tau-b, ties counted).
         regret: How much slower than the fastest measured strategy the one predicted to be fastest is.
         noise: Median relative difference between two halves of the repeats of one strategy: what even a
@@ -97,6 +100,7 @@ class Agreement:
     bias: float
     compute_error: float
     spearman: float
+    repeat_spearman: float
     kendall: float
     regret: float
     noise: float
@@ -114,6 +118,7 @@ class Agreement:
             f"{self.bias:+.1%}",
             f"{self.compute_error:.1%}",
             f"{self.spearman:.3f}",
+            f"{self.repeat_spearman:.3f}",
             f"{self.kendall:.3f}",
             best,
             f"{self.noise:.1%}",
@@ -145,6 +150,7 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
         bias=median(point.error for point in points),
         compute_error=median(computed) if computed else 0.0,
         spearman=spearman(predicted, measured),
+        repeat_spearman=spearman(*zip(*(_halves(point.repeats_s) for point in points), strict=True)),
         kendall=kendall(predicted, measured),
         regret=chosen.measured_s / min(measured) - 1,
         noise=median(_noise(point.repeats_s) for point in points),
@@ -152,11 +158,14 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
     )
 
 
+def _halves(repeats: Sequence[float]) -> tuple[float, float]:
+    """The medians of every second repeat and of the others; of one repeat that twice."""
+    return median(repeats[::2]), median(repeats[1::2] or repeats)
+
+
 def _noise(repeats: Sequence[float]) -> float:
-    """The relative difference of the medians of every second repeat and of the others; 0 for one repeat."""
-    if len(repeats) < 2:
-        return 0.0
-    first, second = median(repeats[::2]), median(repeats[1::2])
+    """The relative difference of two halves of the repeats; 0 for one repeat."""
+    first, second = _halves(repeats)
     return abs(first - second) / ((first + second) / 2)
 
 
@@ -231,19 +240,21 @@ def scatter(title: str, points: Sequence[Point]) -> "Figure":
 
 
 def method_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    """What methods found for each model, the fastest measured first."""
-    found = [point for point in points if point.found_by not in RANDOM]
-    best = {p.model: p.measured_s for p in sorted(found, key=lambda p: -p.measured_s)}
-    return [
-        (
-            p.model,
-            p.found_by,
-            format_seconds(p.measured_s),
-            format_seconds(p.predicted_s),
-            "fastest" if p.measured_s == best[p.model] else f"{p.measured_s / best[p.model] - 1:+.1%}",
+    """What methods found for each model, the fastest measured first; who is as fast within the noise."""
+    found = sorted((p for p in points if p.found_by not in RANDOM), key=lambda p: (p.model, p.measured_s))
+    fastest: dict[str, float] = {}
+    for p in found:
+        fastest.setdefault(p.model, p.measured_s)
+    noise = {model: median(_noise(p.repeats_s) for p in points if p.model == model) for model in fastest}
+    rows = []
+    for p in found:
+        slower = p.measured_s / fastest[p.model] - 1
+        within = ", within the noise" if slower <= noise[p.model] else ""
+        against = f"{slower:+.1%}{within}" if slower > 0 else "fastest"
+        rows.append(
+            (p.model, p.found_by, format_seconds(p.measured_s), format_seconds(p.predicted_s), against)
         )
-        for p in sorted(found, key=lambda p: (p.model, p.measured_s))
-    ]
+    return rows
 
 
 def markdown(

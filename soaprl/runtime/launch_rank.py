@@ -19,6 +19,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from soaprl.atomic import write_text_atomic
 from soaprl.errors import SoaprlError
+from soaprl.runtime.freed_memory import keep_freed_memory
 from soaprl.runtime.launch_job import Job, append_line, load_job
 from soaprl.runtime.launch_record import Recorder
 from soaprl.runtime.launch_train import result_text, train
@@ -51,6 +52,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     recorder: Recorder | None = None
     try:
         job, graph = load_job(folder)

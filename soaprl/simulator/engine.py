@@ -25,7 +25,7 @@ from soaprl.simulator.entry import (
     no_rows,
     perform,
 )
-from soaprl.simulator.order import ProgramOrder
+from soaprl.simulator.order import ProgramOrder, runtime_order
 from soaprl.simulator.patch import (
     DONE,
     NO_PLANS,
@@ -130,9 +130,10 @@ class Engine:
         patterns: Patterns | None = None,
     ) -> None:
         self.problem, self.sharding = problem, sharding
-        self.num_copies, self.ordered = num_copies, order is not None
-        self._occupies = problem.overheads.occupy
         graph, cluster, options = problem.graph, problem.cluster, problem.options
+        if order is None and problem.overheads.occupy:
+            order = runtime_order(graph.operators)
+        self.num_copies, self.ordered = num_copies, order is not None
         if sharding is not Sharding.NONE and options.paper:
             raise SimulationError(
                 f"sharding {sharding.value!r} takes collectives, and the paper's assumptions know none:"
@@ -419,9 +420,8 @@ class Engine:
         """Keeps the schedule of the strategy at hand, so that those of small changes are made faster.
 
         Not where tasks wait for gathers of sharded parameters or for their turn: they are in no run.
-        Nor where transfers take time of devices, which they may do in the middle of a run.
         """
-        if self.sharding is Sharding.ZERO3 or self.ordered or self._occupies:
+        if self.sharding is Sharding.ZERO3 or self.ordered:
             return
         self._perform(KEEP_SCHEDULE)
 

@@ -1,10 +1,12 @@
 """In which order the program does the passes of operators."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
+from soaprl.graph.operators import Operator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +35,11 @@ def plain_order(num_operators: int) -> ProgramOrder:
         turns=np.zeros(0, np.int64),
         stages=np.zeros(n, np.int64),
     )
+
+
+def runtime_order(operators: Sequence[Operator]) -> ProgramOrder:
+    """The same, but each device does its tasks in this order, whichever is ready first: as a rank does."""
+    n, trained = len(operators), np.array([operator.has_backward for operator in operators], np.bool_)
+    backward = np.arange(2 * n - 1, n - 1, -1, dtype=np.int64)
+    turns = np.concatenate((np.arange(n, dtype=np.int64), backward[trained[::-1]]))
+    return replace(plain_order(n), turns=turns)

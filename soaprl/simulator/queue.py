@@ -46,6 +46,7 @@ class Queue(NamedTuple):
             bucket or -1, and the number of buckets.
         scale: Shape [2]; the time at which the first bucket begins, and buckets per second.
         device_free_s: Shape [devices].
+        handed_s: Shape [devices]; until when each hands messages over.
         link_free_s: Shape [links]; see `soaprl.simulator.schedule.settle`.
         last_plan: Shape [1]; a collective that is not in `link_free_s` yet, or -1.
         last_start_s: Shape [1]; when it started.
@@ -62,6 +63,7 @@ class Queue(NamedTuple):
     cursor: IntArray
     scale: FloatArray
     device_free_s: FloatArray
+    handed_s: FloatArray
     link_free_s: FloatArray
     last_plan: IntArray
     last_start_s: FloatArray
@@ -81,6 +83,7 @@ def empty_queue(num_ids: int, num_devices: int, num_links: int) -> Queue:
         cursor=np.zeros(5, np.int64),
         scale=np.zeros(2, np.float64),
         device_free_s=np.zeros(num_devices, np.float64),
+        handed_s=np.zeros(num_devices, np.float64),
         link_free_s=np.zeros(num_links, np.float64),
         last_plan=np.zeros(1, np.int64),
         last_start_s=np.zeros(1, np.float64),

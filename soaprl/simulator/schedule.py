@@ -7,7 +7,10 @@ The task that becomes ready first is dispatched first (`soaprl.simulator.queue`)
   own bandwidth; the transfer ends after the latency and bytes over the narrowest bandwidth.
 - A collective starts when it is ready and all its links are free; each is busy for as long as its plan says.
 - Where messages cost processor time (`soaprl.cluster.cluster.Overheads`), a transfer or collective that
-  is ready takes it from the devices at its ends: what they do next starts so much later.
+  is ready takes it from the devices at its ends: what they do next starts so much later. A transfer starts
+  when its sender has handed it over, one after the other, and ends when its receiver has taken it, so much
+  after it has come: o + L + o in the LogP model. Devices then do their tasks in the order of the program
+  (`soaprl.simulator.order.runtime_order`), because a rank waits for what its next task needs.
 
 A search that only asks whether an iteration takes longer than a limit need not see its end: when a device is
 done with a task, it still has all its other tasks to do. If that alone passes the limit, the schedule stops.
@@ -64,7 +67,7 @@ def schedule(
             break
         dispatched[done] = task
         done += 1
-        on, begun_s = resource[task], ready_s[task]
+        on, begun_s, taking_s = resource[task], ready_s[task], 0.0
         if on < 0:
             pass
         elif on < num_devices:
@@ -74,16 +77,17 @@ def schedule(
             if device_free_s[on] + remaining_s[on] > limit_s:
                 return np.inf
         elif on < first_plan:
-            begun_s = send(tables, plans, queue, on - num_devices, begun_s, work.num_bytes[task])
             if occupy:
-                _occupy_ends(tables, queue, on - num_devices, ready_s[task], work.num_bytes[task])
+                taking_s = in_ticks(tables.message_s + work.num_bytes[task] * tables.message_s_per_byte)
+                begun_s = _hand_over(tables, queue, on - num_devices, ready_s[task], taking_s)
+            begun_s = send(tables, plans, queue, on - num_devices, begun_s, work.num_bytes[task])
         else:
             begun_s = reduce(plans, queue, on - first_plan, begun_s)
             if occupy:
                 _occupy_holders(
                     tables, plans, work, queue, on - first_plan, ready_s[task], work.num_bytes[task]
                 )
-        ended_s = begun_s + duration_s[task]
+        ended_s = begun_s + duration_s[task] + taking_s
         start_s[task], finish_s[task] = begun_s, ended_s
         makespan_s = max(makespan_s, ended_s)
         for e in range(begins[task], ends[task]):
@@ -103,7 +107,7 @@ def free_resources(tables: ClusterTables, work: Workspace, queue: Queue) -> None
     """Nothing has begun."""
     for device in range(tables.num_devices):
         queue.remaining_s[device] = work.load_s[device]
-    queue.device_free_s[:] = 0.0
+    queue.device_free_s[:], queue.handed_s[:] = 0.0, 0.0
     queue.link_free_s[:] = 0.0
     queue.last_plan[0] = -1
 
@@ -155,11 +159,13 @@ def settle(plans: Plans, queue: Queue) -> None:
 
 
 @inner_kernel
-def _occupy_ends(tables: ClusterTables, queue: Queue, route: int, ready_s: float, num_bytes: int) -> None:
-    """Takes the processor time of a transfer from its two devices."""
-    taken_s = in_ticks(tables.message_s + num_bytes * tables.message_s_per_byte)
-    for device in (route // tables.num_devices, route % tables.num_devices):
-        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taken_s
+def _hand_over(tables: ClusterTables, queue: Queue, route: int, ready_s: float, taking_s: float) -> float:
+    """Takes the processor time of a transfer from its two devices; returns when the sender has done it."""
+    source, target = route // tables.num_devices, route % tables.num_devices
+    for device in (source, target):
+        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taking_s
+    queue.handed_s[source] = max(queue.handed_s[source], ready_s) + taking_s
+    return float(queue.handed_s[source])
 
 
 @inner_kernel

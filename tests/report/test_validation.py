@@ -12,6 +12,7 @@ from soaprl.report.validation import (
     agreement,
     kendall,
     markdown,
+    method_rows,
     percentile,
     ranks,
     scatter,
@@ -63,6 +64,24 @@ def test_agreement_has_errors_bias_and_what_the_choice_costs() -> None:
     assert found.bias == pytest.approx(-0.1)
     assert found.regret == pytest.approx(4.0 / 2.0 - 1)
     assert "no, 100.0% slower" in found.row
+
+
+def test_repeats_say_how_well_an_order_can_be_known() -> None:
+    # Second and third change places from one repeat to the next: rho = 1 - 6 * 2 / (3 * 8) = 0.5.
+    noisy = [point(1.0, 1.0, 1.0), point(2.0, 2.0, 3.0), point(3.0, 3.0, 2.0)]
+    assert agreement("net", noisy).repeat_spearman == pytest.approx(0.5)
+    assert agreement("net", [point(1.0, 1.0), point(2.0, 2.0)]).repeat_spearman == 1.0
+
+
+def test_methods_that_noise_does_not_tell_apart_are_marked() -> None:
+    # Halves differ by 10 % (of their mean), so that 5 % more is nothing and 30 % more is slower.
+    points = [
+        point(1.0, 0.95, 1.05, found_by="mcmc"),
+        point(1.0, 1.0, 1.1, found_by="optcnn"),
+        point(1.0, 1.25, 1.35, found_by="data-parallel"),
+        point(1.0, 9.0, 9.0),
+    ]
+    assert [row[-1] for row in method_rows(points)] == ["fastest", "+5.0%, within the noise", "+30.0%"]
 
 
 def test_what_ranks_compute_is_compared_with_what_their_threads_ran() -> None:

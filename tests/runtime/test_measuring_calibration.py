@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,9 +8,11 @@ from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.files import load_cluster
 from soaprl.cost.profiled.fitting import fit_collective
 from soaprl.cost.profiled.links import predicted_all_reduces, with_collectives
+from soaprl.cost.roofline import RooflineCostModel
 from soaprl.graph.capture import capture_model
-from soaprl.runtime import compile_program
-from soaprl.runtime.measuring.calibration import Load, Traffic, fit_overheads, traffic
+from soaprl.runtime.measuring.calibration import Load, Traffic, fit_overheads, loads
+from soaprl.simulator.problem import Problem
+from soaprl.simulator.result import simulate
 from soaprl.strategy.baselines import data_parallel, unsplit
 from soaprl.strategy.strategy import Strategy
 
@@ -35,22 +39,22 @@ def test_overheads_that_are_there_explain_all(
     message_s: float,
     s_per_byte: float,
 ) -> None:
-    loads = [
+    done = [
         load(p, m, n, busy, busy + iteration_s + task_s * p + message_s * m + s_per_byte * n)
         for p, m, n, busy in ranks
     ]
-    found = fit_overheads(loads)
+    found = fit_overheads(done)
     assert found.error_after == pytest.approx(0, abs=1e-6)
     assert min(found.iteration_s, found.task_s, found.message_s, found.message_s_per_byte) >= 0
 
 
 def test_overheads_are_told_apart_where_strategies_differ_in_each() -> None:
     # 1 ms an iteration, 30 us a pass, 100 us a message, 2 ns a byte.
-    loads = [
+    done = [
         load(p, m, n, 0.01, 0.01 + 1e-3 + 3e-5 * p + 1e-4 * m + 2e-9 * n)
         for p, m, n in ((0, 0, 0), (20, 0, 0), (10, 10, 0), (30, 0, 10**6), (5, 5, 10**6))
     ]
-    found = fit_overheads(loads)
+    found = fit_overheads(done)
     assert found.iteration_s == pytest.approx(1e-3)
     assert found.task_s == pytest.approx(3e-5)
     assert found.message_s == pytest.approx(1e-4)
@@ -73,21 +77,34 @@ def test_a_fit_leaves_what_collectives_take() -> None:
 
 
 def test_traffic_is_counted_on_both_sides() -> None:
-    graph = capture_model("lenet", 4)
+    graph, cluster = capture_model("lenet", 4), load_cluster("cpu-1x2")
+    problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
     first, *others = graph.operators
-    whole = (unsplit(first, 0), *(unsplit(operator, 1) for operator in others))
+    apart = Strategy((unsplit(first, 0), *(unsplit(operator, 1) for operator in others)))
+    found = list(loads(problem, [apart, data_parallel(graph, cluster)], [(1.0, 2.0), (3.0, 3.0)]))
     # The activation goes to rank 1, its gradient comes back.
-    apart = compile_program(graph, Strategy(whole), num_ranks=2)
     size = 2 * graph.tensors[first.outputs[0].tensor].num_bytes
-    found = traffic(graph, apart)
-    assert [(f.num_messages, f.num_bytes) for f in found] == [(2, size)] * 2
+    assert [f.traffic.num_messages for f in found[:2]] == [2, 2]
+    assert [f.traffic.num_bytes for f in found[:2]] == pytest.approx([size, size], rel=1e-6)
     trained = sum(operator.has_backward for operator in others)
-    assert [f.num_passes for f in found] == [1 + first.has_backward, len(others) + trained]
-    split = compile_program(graph, data_parallel(graph, load_cluster("cpu-1x2")), num_ranks=2)
-    for f in traffic(graph, split):
+    assert [f.traffic.num_passes for f in found[:2]] == [1 + first.has_backward, len(others) + trained]
+    for f in found[2:]:
         # A ring over two sends as much as it sums, and receives it.
-        assert f.num_bytes == 2 * 4 * graph.num_parameters
-        assert f.num_messages >= 1
+        assert f.traffic.num_bytes == pytest.approx(2 * 4 * graph.num_parameters, rel=1e-6)
+        assert f.traffic.num_messages >= 1
+    assert [f.ran_s for f in found] == [1.0, 2.0, 3.0, 3.0]
+    assert all(f.predicted_s > 0 for f in found)
+
+
+def test_what_is_charged_is_what_was_counted() -> None:
+    graph, cluster = capture_model("lenet", 4), load_cluster("cpu-1x2")
+    problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
+    overheads = Overheads(message_s=1e-3, message_s_per_byte=1e-9)
+    charged = replace(problem, cluster=replace(cluster, overheads=overheads))
+    strategy = data_parallel(graph, cluster)
+    taken_s = simulate(charged, strategy).device_message_s.tolist()
+    counted = [found.traffic for found in loads(problem, [strategy], [(1.0, 1.0)])]
+    assert taken_s == pytest.approx([1e-3 * f.num_messages + 1e-9 * f.num_bytes for f in counted], rel=1e-6)
 
 
 def test_a_collective_is_fitted_beyond_its_links() -> None:

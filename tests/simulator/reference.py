@@ -90,9 +90,9 @@ class Reference:
         self.overheads = Overheads(collective_s=0.0) if paper else problem.cluster.overheads
         # When the program comes to the forward and to the backward pass of each operator.
         n = len(self.graph.operators)
-        self.ordered = schedule is not Schedule.NONE
+        self.ordered = schedule is not Schedule.NONE or self.overheads.occupy
         self.there, self.back = list(range(n)), [2 * n - 1 - o for o in range(n)]
-        if self.ordered:
+        if schedule is not Schedule.NONE:
             self.there, self.back = program_steps(schedule, stages, copies)
         self.tasks: dict[Key, Task] = {}
         self.deliveries: list[Delivery] = []
@@ -505,6 +505,7 @@ class Reference:
             for key in task.before:
                 after[key].append(task)
         device_free = [0.0] * self.cluster.num_devices
+        handed = [0.0] * self.cluster.num_devices
         link_free = [0.0] * len(self.cluster.links)
         heap = [(0.0, i) for i, task in enumerate(order) if not task.before]
         heapq.heapify(heap)
@@ -515,8 +516,13 @@ class Reference:
             frees = [link_free[i] for i, _ in task.links] + (
                 [device_free[task.device]] if task.device >= 0 else []
             )
-            task.start = max([task.ready, *frees])
-            task.finish = task.start + task.duration
+            sent = task.route is not None and self.overheads.occupy
+            given = task.ready
+            if sent:
+                source = task.route[0]
+                given = handed[source] = max(handed[source], task.ready) + task.taken
+            task.start = max([given, *frees])
+            task.finish = task.start + task.duration + (task.taken if sent else 0.0)
             for i, busy in task.links:
                 link_free[i] = task.start + busy
             if task.device >= 0:

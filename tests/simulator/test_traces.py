@@ -118,22 +118,22 @@ def test_diamond_runs_its_branches_side_by_side() -> None:
 
 def test_messages_take_processor_time_from_both_ends() -> None:
     graph = diamond(sample=2, channel=1)
-    # 1 s a message and 0.25 s for each of 8 bytes: 3 s at each end from its start.
+    # 1 s a message and 0.25 s for each of 8 bytes: 3 s at each end, before and after 8 s on the link.
     overheads = Overheads(message_s=1.0, message_s_per_byte=0.25)
     result = run(graph, replace(uniform_cluster(2), overheads=overheads), placed(graph, 0, 0, 1, 0))
     assert trace(result) == {
         "top": (0, 2),
-        "top d0->d1": (2, 10),
+        "top d0->d1": (5, 16),
         "left": (5, 7),
-        "right": (10, 12),
-        "right d1->d0": (12, 20),
-        "bottom": (20, 22),
-        "backward bottom": (22, 26),
-        "gradient right d0->d1": (26, 34),
-        "backward right": (34, 38),
-        "backward left": (29, 33),
-        "gradient top d1->d0": (38, 46),
-        "backward top": (46, 50),
+        "right": (16, 18),
+        "right d1->d0": (21, 32),
+        "bottom": (32, 34),
+        "backward bottom": (34, 38),
+        "gradient right d0->d1": (41, 52),
+        "backward right": (52, 56),
+        "backward left": (41, 45),
+        "gradient top d1->d0": (59, 70),
+        "backward top": (70, 74),
     }
     assert result.device_message_s.tolist() == [12, 12]
     assert result.device_busy_s.tolist() == [18, 6]

@@ -3,8 +3,9 @@
 A process runs for longer in an iteration than its tasks take by themselves: it has work to do in every
 iteration and for every pass of a task, hands messages to the library, and packs, unpacks and copies their
 bytes; some of it in threads of the library. With p the passes of tasks of a rank, m the messages that it
-sends and receives and the collectives that it takes part in, n the bytes that go out and come in, b the
-predicted seconds of its tasks and updates, and r those that its threads ran,
+sends and receives and the collectives that it takes part in, n the bytes that go out and come in (both as
+the simulator counts them, implemented in `loads`: the runtime packs some together), b the predicted seconds
+of its tasks and updates, and r those that its threads ran,
 
     r - b = iteration + task * p + message * m + byte * n
 
@@ -16,9 +17,8 @@ Threads of the library run on other processors where there are some. So they onl
 more processors than ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from statistics import median
 
 import numpy as np
@@ -26,22 +26,14 @@ import numpy as np
 from soaprl.cluster.cluster import Overheads
 from soaprl.cluster.tables import FloatArray
 from soaprl.cost.profiled.fitting import not_negative
-from soaprl.graph.operators import OperatorGraph
-from soaprl.runtime.boxes import num_elements
-from soaprl.runtime.program import (
-    Backward,
-    Block,
-    Exchange,
-    Forward,
-    GatherParameters,
-    Piece,
-    Program,
-    RankProgram,
-    ReduceGradients,
-    ScatterGradients,
-    Step,
-    SumPartials,
-)
+from soaprl.simulator.evaluator import Simulator
+from soaprl.simulator.problem import Problem
+from soaprl.simulator.result import simulate
+from soaprl.simulator.timeline import TaskKind
+from soaprl.strategy.strategy import Strategy
+
+# Bytes are counted as the time that they take; far from the shortest and the longest that can be simulated.
+_S_PER_BYTE = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +42,9 @@ class Traffic:
 
     Attributes:
         num_passes: Forward and backward passes of its tasks.
-        num_messages: Messages that it sends and receives, and the collectives that it takes part in.
-        num_bytes: Bytes of these messages, and those that rings move for the collectives, out and in.
+        num_messages: Transfers that it sends and receives, and the collectives that it takes part in, as the
+            simulator has them: one for each piece of an activation and for each cell of parameters.
+        num_bytes: Bytes of these transfers, and those that rings move for the collectives, out and in.
     """
 
     num_passes: int
@@ -106,40 +99,36 @@ class Fit:
         )
 
 
-def traffic(graph: OperatorGraph, program: Program) -> tuple[Traffic, ...]:
-    """What each rank does in an iteration beside the work of tasks."""
-    return tuple(_traffic(graph, rank) for rank in program.ranks)
+def loads(
+    problem: Problem, strategies: Iterable[Strategy], ran_s: Iterable[Sequence[float]]
+) -> Iterator[Load]:
+    """What each rank did under each strategy: messages and bytes as the simulator will charge them.
+
+    Args:
+        problem: What was run; its overheads do not matter.
+        strategies: Under which strategies.
+        ran_s: For each of them, the seconds that the threads of each rank ran.
+    """
+    bare = Simulator(_with(problem, Overheads()))
+    counting = Simulator(_with(problem, Overheads(message_s=1.0)))
+    weighing = Simulator(_with(problem, Overheads(message_s_per_byte=_S_PER_BYTE)))
+    for strategy, ran in zip(strategies, ran_s, strict=True):
+        alone = simulate(bare.problem, strategy, simulator=bare)
+        count = simulate(counting.problem, strategy, simulator=counting).device_message_s
+        weight = simulate(weighing.problem, strategy, simulator=weighing).device_message_s
+        passes = (alone.tasks.kind == TaskKind.FORWARD) | (alone.tasks.kind == TaskKind.BACKWARD)
+        num_passes = np.bincount(alone.tasks.source[passes], minlength=len(ran))
+        for rank, seconds in enumerate(ran):
+            done = Traffic(
+                num_passes=int(num_passes[rank]),
+                num_messages=round(float(count[rank])),
+                num_bytes=float(weight[rank]) / _S_PER_BYTE,
+            )
+            yield Load(traffic=done, predicted_s=float(alone.device_busy_s[rank]), ran_s=seconds)
 
 
-def _traffic(graph: OperatorGraph, rank: RankProgram) -> Traffic:
-    sent = [
-        message.pieces
-        for step in rank.steps
-        if isinstance(step, Exchange)
-        for message in (*step.sends, *step.receives)
-    ]
-    collectives = [found for found in map(_collective, rank.steps) if found is not None]
-    moved = sum(ends * _size(graph, parts) for ends, parts in collectives)
-    return Traffic(
-        num_passes=sum(isinstance(step, Forward | Backward) for step in rank.steps),
-        num_messages=len(sent) + len(collectives),
-        num_bytes=sum(_size(graph, pieces) for pieces in sent) + moved,
-    )
-
-
-def _collective(step: Step) -> tuple[float, Sequence[Piece] | Sequence[Block]] | None:
-    """What a step sums or gathers, and how often each byte of it goes out or comes in: as in a ring."""
-    if isinstance(step, ReduceGradients) and len(step.group) > 1:
-        return 4 * (len(step.group) - 1) / len(step.group), step.cells
-    if isinstance(step, SumPartials):
-        return 4 * (len(step.group) - 1) / len(step.group), step.pieces[:1]
-    if isinstance(step, ScatterGradients | GatherParameters):
-        return 2 * (len(step.group) - 1) / len(step.group), tuple(chain(*step.parts))
-    return None
-
-
-def _size(graph: OperatorGraph, parts: Sequence[Piece] | Sequence[Block]) -> int:
-    return sum(num_elements(part.box) * graph.tensors[part.tensor].itemsize for part in parts)
+def _with(problem: Problem, overheads: Overheads) -> Problem:
+    return replace(problem, cluster=replace(problem.cluster, overheads=overheads))
 
 
 def fit_overheads(loads: Sequence[Load]) -> Fit:

@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from soaprl.cost.profiled.measurement import Extents, Measurement, Setting, UnmeasurableError
 from soaprl.graph.operators import Operator, OperatorGraph
+from soaprl.runtime.freed_memory import keep_freed_memory
 from soaprl.runtime.local import PartRun, kernels
 from soaprl.runtime.measuring.clocks import Clock, GpuClock, Mark, ProcessorClock, spread_of
 from soaprl.runtime.measuring.contents import Regions, index_bounds, output_gradients
@@ -146,10 +147,11 @@ class ShardMeasurer:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        """The threads of the setting, no garbage collection, and every failure as `UnmeasurableError`."""
+        """The threads of the setting, memory and garbage kept, and every failure as `UnmeasurableError`."""
         threads, collecting = torch.get_num_threads(), gc.isenabled()
         if self.setting.threads:
             torch.set_num_threads(self.setting.threads)
+        keep_freed_memory()
         gc.disable()
         try:
             with self._dtype():

@@ -33,6 +33,7 @@ from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed.groups import Groups
 from soaprl.runtime.distributed.rank import DistributedRank
 from soaprl.runtime.distributed.runtime import DistributedRuntime
+from soaprl.runtime.freed_memory import keep_freed_memory
 from soaprl.runtime.launch_job import (
     Job,
     Model,
@@ -207,6 +208,7 @@ def _main(task: _Task, rank: int) -> None:
     """One process of the job."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     bind(rank, task.ranks)
     folder, path = Path(task.folder), Path(task.path)
     job, graph = load_job(folder)
