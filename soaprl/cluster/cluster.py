@@ -96,7 +96,8 @@ class Overheads:
 
     The processor of a device hands messages over, packs and unpacks them, and copies every byte where no
     hardware does. Meanwhile it computes nothing: the overhead *o* of the LogP model (Culler et al. 1993), for
-    each message and for each byte.
+    each message and for each byte. With such overheads a cluster is one that ranks were measured on, and its
+    devices do their tasks as ranks do: in the order of the program.
 
     Attributes:
         task_s: Of each pass of a task: finding its regions, calling its kernels.
@@ -118,7 +119,7 @@ class Overheads:
 
     @property
     def occupy(self) -> bool:
-        """Whether transfers take time of processors."""
+        """Whether messages take time of processors."""
         return self.message_s > 0 or self.message_s_per_byte > 0
 
 

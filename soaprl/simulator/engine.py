@@ -102,7 +102,8 @@ class Engine:
         problem: What is simulated.
         sharding: Of all strategies.
         num_copies: Of how many equal copies (micro-batches) the graph consists.
-        order: In which devices do their tasks; None: first in, first out.
+        order: In which devices do their tasks; None: first in, first out, or, where messages take time of
+            processors, as ranks do them.
         patterns: To share with other engines of the same thread; None: ones of its own.
 
     Attributes:
