@@ -246,7 +246,7 @@ def method_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
     for p in found:
         fastest.setdefault(p.model, p.measured_s)
     noise = {model: median(_noise(p.repeats_s) for p in points if p.model == model) for model in fastest}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for p in found:
         slower = p.measured_s / fastest[p.model] - 1
         within = ", within the noise" if slower <= noise[p.model] else ""
