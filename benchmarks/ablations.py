@@ -54,6 +54,7 @@ class Variant:
         uses_devices: Whether the network reads the cluster.
         timesteps: Decisions of reinforcement learning.
         baseline_each: Whether problems have baselines of their own.
+        divergence: As `PpoSection` has it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Variant:
     uses_devices: bool = True
     timesteps: int = 0
     baseline_each: bool = True
+    divergence: float = 0.0
 
 
 def variants(timesteps: int) -> tuple[Variant, ...]:
@@ -77,14 +79,15 @@ def variants(timesteps: int) -> tuple[Variant, ...]:
         ),
         Variant(name="imitation, then PPO", timesteps=timesteps),
         Variant(name="imitation, then PPO, one baseline for all", timesteps=timesteps, baseline_each=False),
+        Variant(name="imitation, then PPO, divergence 0.1", timesteps=timesteps, divergence=0.1),
     )
 
 
 class Bench:
     """Lessons, problems to judge by, and where results are kept."""
 
-    def __init__(self, training: Training, folder: Path, steps: int) -> None:
-        self.training, self.folder, self.steps = training, folder, steps
+    def __init__(self, training: Training, folder: Path, steps: int, timesteps: int) -> None:
+        self.training, self.folder, self.steps, self.timesteps = training, folder, steps, timesteps
         make_folder(folder)
         rounds = training.recipe.rounds
         self.known: list[Lessons] = []
@@ -144,7 +147,12 @@ class Bench:
         return learner.average
 
     def _reinforced(self, network: PolicyNetwork, variant: Variant, seed: int) -> PolicyNetwork:
-        section = PpoSection(timesteps=variant.timesteps, problems=8, baseline_each=variant.baseline_each)
+        section = PpoSection(
+            timesteps=variant.timesteps,
+            problems=8,
+            baseline_each=variant.baseline_each,
+            divergence=variant.divergence,
+        )
         source = self.training.problems
         names = [n for n, name in enumerate(source.names) if name.startswith(section.only)]
         chosen = np.random.default_rng((seed, 3)).permutation(names)[: section.problems].tolist()
@@ -157,9 +165,10 @@ class Bench:
 def report(
     bench: Bench, names: Sequence[str], found: dict[str, list[tuple[Verdict, Verdict]]], command: str
 ) -> str:
-    """The document."""
+    """A section of the document."""
+    budget = f"{bench.steps:,} steps of imitation, {bench.timesteps:,} decisions of PPO"
     text = (
-        f"# What each part of the policy contributes\n\n{platform.processor() or platform.machine()},"
+        f"## {budget}\n\n{platform.processor() or platform.machine()},"
         f" Python {platform.python_version()}, torch {torch.__version__}. Written by `{command}`.\n\n"
         f"Each variant learned {bench.steps:,} steps from {len(bench.known)} problems' lessons of one"
         " training; mean and range over seeds. *First* is the log(time / time of the teacher's winner) of the"
@@ -194,11 +203,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="names of variants, separated by semicolons; default: all")
     parser.add_argument("--out", type=Path, default=Path("out/ablations"))
+    parser.add_argument("--append", action="store_true", help="add a section to the document")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(stderr=True)
     training = open_training(arguments.training, None, lambda what, done, status: None)
-    bench = Bench(training, arguments.out, arguments.steps)
+    bench = Bench(training, arguments.out, arguments.steps, arguments.timesteps)
     wanted = set(filter(None, arguments.only.split(";")))
     chosen = [v for v in variants(arguments.timesteps) if not wanted or v.name in wanted]
     found: dict[str, list[tuple[Verdict, Verdict]]] = {}
@@ -209,7 +219,9 @@ def main() -> None:
             console.print(variant.name, seed, *found[variant.name][-1], highlight=False)
     command = " ".join(["python", "benchmarks/ablations.py", *sys.argv[1:]])
     text = report(bench, [v.name for v in chosen], found, command)
-    write_text_atomic(Path(__file__).with_suffix(".md"), text)
+    path = Path(__file__).with_suffix(".md")
+    before = path.read_text().rstrip() if arguments.append else "# What each part of the policy contributes"
+    write_text_atomic(path, f"{before}\n\n{text}")
 
 
 if __name__ == "__main__":

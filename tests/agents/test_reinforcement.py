@@ -5,7 +5,7 @@ import pytest
 import torch
 from soaprl_agents.checkpoints import feature_config
 from soaprl_agents.decoding import ready_policy, sweep
-from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.network import PolicyNetwork, divergence, log_probabilities
 from soaprl_agents.reinforcement import GraphPolicy, PerProblemBaseline, make_ppo, reinforce
 from soaprl_agents.training.learner import seeded
 from soaprl_agents.training.recipe import PpoSection
@@ -114,6 +114,49 @@ def test_reinforcement_goes_on_where_it_was_ended(tmp_path: Path) -> None:
         fresh_network(), towers(), longer, seed=0, folder=tmp_path, say=lambda done, reward: told.append(done)
     )
     assert told[0] == 0.5
+
+
+def test_the_divergence_is_that_of_the_distributions_without_what_is_masked() -> None:
+    scores, mask = torch.arange(24.0).reshape(2, 3, 4).sin(), torch.tensor([True, True, True, False])
+    one, other = (log_probabilities(rows, mask.expand(3, 4)) for rows in scores)
+    first, second = (torch.distributions.Categorical(logits=rows[:, :3]) for rows in (one, other))
+    torch.testing.assert_close(divergence(one, other), torch.distributions.kl_divergence(first, second))
+    assert (divergence(one, one) == 0.0).all()
+
+
+def weights_after(settings: PpoSection, folder: Path) -> dict[str, torch.Tensor]:
+    network = reinforce(fresh_network(), towers(), settings, seed=0, folder=folder, say=say_nothing)
+    return network.state_dict()
+
+
+def test_at_first_only_the_head_that_predicts_values_learns(tmp_path: Path) -> None:
+    settings = FAST.model_copy(update={"timesteps": 160, "values_first": 160})
+    before, after = fresh_network().state_dict(), weights_after(settings, tmp_path / "values")
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    assert all(name.startswith("value.") for name in changed)
+    longer = settings.model_copy(update={"timesteps": 320})
+    later = weights_after(longer, tmp_path / "all")
+    assert any(not torch.equal(before[n], later[n]) for n in before if not n.startswith("value."))
+
+
+def test_a_price_on_divergence_keeps_the_policy_where_it_began(tmp_path: Path) -> None:
+    problem, first = TwoTowers().problem(0), ready_policy(fresh_network(), TwoTowers().problem(0))
+    moved = []
+    for weight in (0.0, 30.0):
+        settings = FAST.model_copy(update={"timesteps": 640, "divergence": weight})
+        folder = tmp_path / str(weight)
+        trained = reinforce(fresh_network(), towers(), settings, seed=0, folder=folder, say=say_nothing)
+        now, contexts = ready_policy(trained, problem), first.contexts(1)
+        rows = [
+            [
+                torch.from_numpy(one.log_probabilities(o, contexts.row(o, current=False)))
+                for one in (now, first)
+            ]
+            for o in range(first.num_operators)
+        ]
+        moved.append(sum(float(divergence(*pair)) for pair in rows))
+    assert moved[1] < 0.5 * moved[0]
 
 
 def test_another_environment_is_an_error() -> None:

@@ -1,7 +1,7 @@
 """The policy network: a graph encoder and a decoder that scores candidates."""
 
 from soaprl_agents.network.batch import ProblemBatch, collate
-from soaprl_agents.network.choosing import entropy, greedy, log_probabilities, sample
+from soaprl_agents.network.choosing import divergence, entropy, greedy, log_probabilities, sample
 from soaprl_agents.network.config import NetworkConfig
 from soaprl_agents.network.policy import Encoding, PolicyNetwork
 
@@ -11,6 +11,7 @@ __all__ = [
     "PolicyNetwork",
     "ProblemBatch",
     "collate",
+    "divergence",
     "entropy",
     "greedy",
     "log_probabilities",

@@ -20,6 +20,12 @@ def entropy(log_probability: Tensor) -> Tensor:
     return -(log_probability.exp() * finite).sum(dim=-1)
 
 
+def divergence(log_probability: Tensor, other: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats of `other` from each row, [...]; masks are equal."""
+    difference = (log_probability - other).masked_fill(log_probability == -torch.inf, 0.0)
+    return (log_probability.exp() * difference).sum(dim=-1)
+
+
 def sample(log_probability: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One candidate for each row of [B, K], drawn with its probability; i64 [B]."""
     return torch.multinomial(log_probability.exp(), 1, generator=generator).squeeze(-1)

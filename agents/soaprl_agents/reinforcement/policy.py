@@ -7,6 +7,8 @@ probability exactly 0.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from soaprl_agents.network import (
     NetworkConfig,
     PolicyNetwork,
     collate,
+    divergence,
     entropy,
     greedy,
     log_probabilities,
@@ -42,6 +45,8 @@ class GraphPolicy(ActorCriticPolicy):
         config: The network's shape.
         features: Of the environment's problems, by number.
         weights: To begin with; None: random ones.
+        entropy_weight: See `evaluate_actions`.
+        divergence_weight: Likewise.
         **unused: What stable-baselines3 passes to every policy, without effect here.
     """
 
@@ -54,6 +59,8 @@ class GraphPolicy(ActorCriticPolicy):
         config: NetworkConfig,
         features: Sequence[ProblemFeatures],
         weights: dict[str, Tensor] | None = None,
+        entropy_weight: float = 1.0,
+        divergence_weight: float = 0.0,
         **unused: Any,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict) or "place" not in observation_space.spaces:
@@ -61,10 +68,17 @@ class GraphPolicy(ActorCriticPolicy):
         self._config = config
         self._features = tuple(features)
         self._encoding: Encoding | None = None
+        self._weights = entropy_weight, divergence_weight
         del unused
         super().__init__(observation_space, action_space, lr_schedule, net_arch=[])
         if weights is not None:
             self.network.load_state_dict(weights)
+        self._first = _frozen(self.network, self._features) if divergence_weight else None
+
+    def learn_only_values(self, only_values: bool) -> None:
+        """Whether nothing but the head that predicts values learns from now on."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.startswith("value.") or not only_values)
 
     def _build(self, lr_schedule: Callable[[float], float]) -> None:
         # All layers are the network's; what the base class would build is not needed.
@@ -83,10 +97,19 @@ class GraphPolicy(ActorCriticPolicy):
         return actions, values, log_p.gather(1, actions.unsqueeze(1)).squeeze(1)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values [B, 1], log-probabilities of `actions` [B] and entropies [B]; differentiable."""
+        """What a step of PPO needs; differentiable.
+
+        Returns:
+            Values [B, 1]; log-probabilities of `actions` [B]; and what PPO takes for entropies [B]: the
+            weighted entropies less the weighted divergences from the policy that training began with.
+        """
         log_p, values = self._decided(obs)
         chosen = log_p.gather(1, actions.long().reshape(-1, 1)).squeeze(1)
-        return values, chosen, entropy(log_p)
+        entropy_weight, divergence_weight = self._weights
+        bonus = entropy_weight * entropy(log_p)
+        if self._first is not None:
+            bonus = bonus - divergence_weight * divergence(log_p, self._first.log_probabilities(obs))
+        return values, chosen, bonus
 
     def predict_values(self, obs: Any) -> Tensor:
         """Values [B, 1]."""
@@ -97,15 +120,8 @@ class GraphPolicy(ActorCriticPolicy):
 
     def _decided(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, K] and values [B, 1]."""
-        place = (obs["place"].double() / CODE).round().long()
-        width = obs["mask"].shape[1]
-        context = obs["candidates"].reshape(len(place), width, -1)[..., -NUM_CONTEXT:].clone()
-        context[..., _CURRENT] = 0.0
-        encoding, problems = self._encoded(place[:, 0])
-        decision = self.network.decide(encoding, encoding.rows(problems, place[:, 1]), context)
-        log_p = log_probabilities(decision.scores, decision.mask)
-        missing = width - log_p.shape[1]
-        return torch.nn.functional.pad(log_p, (0, missing), value=-torch.inf), decision.values.unsqueeze(1)
+        encoding, problems = self._encoded(_place(obs)[:, 0])
+        return _decisions(self.network, encoding, problems, obs)
 
     def _encoded(self, problems: Tensor) -> tuple[Encoding, Tensor]:
         """The encoding of at least these problems, and their numbers in it."""
@@ -116,3 +132,42 @@ class GraphPolicy(ActorCriticPolicy):
         if self._encoding is None:
             self._encoding = self.network.encode(collate(self._features))
         return self._encoding, problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenPolicy:
+    """A network that does not learn, with all problems encoded."""
+
+    network: PolicyNetwork
+    encoding: Encoding
+
+    def log_probabilities(self, obs: Any) -> Tensor:
+        """Of all actions, [B, K]."""
+        with torch.no_grad():
+            return _decisions(self.network, self.encoding, _place(obs)[:, 0], obs)[0]
+
+
+def _frozen(network: PolicyNetwork, features: Sequence[ProblemFeatures]) -> FrozenPolicy:
+    """A copy of the network as it is now."""
+    copied = deepcopy(network).eval()
+    with torch.no_grad():
+        return FrozenPolicy(network=copied, encoding=copied.encode(collate(features)))
+
+
+def _place(obs: Any) -> Tensor:
+    """Numbers of problem and operator, i64 [B, 2]."""
+    place: Tensor = (obs["place"].double() / CODE).round().long()
+    return place
+
+
+def _decisions(
+    network: PolicyNetwork, encoding: Encoding, problems: Tensor, obs: Any
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, K] and values [B, 1]; `problems` [B] are numbered as they were encoded."""
+    operators, width = _place(obs)[:, 1], obs["mask"].shape[1]
+    context = obs["candidates"].reshape(len(operators), width, -1)[..., -NUM_CONTEXT:].clone()
+    context[..., _CURRENT] = 0.0
+    decision = network.decide(encoding, encoding.rows(problems, operators), context)
+    log_p = log_probabilities(decision.scores, decision.mask)
+    missing = width - log_p.shape[1]
+    return torch.nn.functional.pad(log_p, (0, missing), value=-torch.inf), decision.values.unsqueeze(1)

@@ -6,8 +6,13 @@ of one problem, so that a model that has a factor of 3 to gain does not drown on
 
 Rewards are not discounted: what counts is the strategy at the end.
 
+A policy that has imitated is kept from forgetting in two ways: its first rollouts teach only the head that
+predicts values (`ValuesFirst`), and afterwards its divergence from where it began costs something
+(`PpoSection.divergence`).
+
 Metrics (TensorBoard): those of stable-baselines3 (`rollout/ep_rew_mean` is the mean of log(time of data
-parallelism / time) at the end of episodes, `train/approx_kl`, `train/explained_variance`, ...).
+parallelism / time) at the end of episodes, `train/approx_kl`, `train/explained_variance`, ...);
+`train/entropy_loss` is the weighted divergence less the weighted entropy.
 """
 
 import io
@@ -72,6 +77,26 @@ class PerProblemBaseline(BaseCallback):
             buffer.advantages[own] = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
 
 
+class ValuesFirst(BaseCallback):
+    """Lets only the head that predicts values learn from the first rollouts.
+
+    Args:
+        timesteps: Decisions after which everything learns.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self._timesteps = timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy = self.model.policy
+        assert isinstance(policy, GraphPolicy)
+        policy.learn_only_values(self.model.num_timesteps <= self._timesteps)
+
+
 class Saving(BaseCallback):
     """Writes the state after every update, and tells how far it is.
 
@@ -132,7 +157,8 @@ def make_ppo(
         gamma=1.0,
         gae_lambda=0.98,
         clip_range=settings.clip,
-        ent_coef=settings.entropy,
+        # What the policy gives for entropies is weighted already.
+        ent_coef=1.0,
         vf_coef=0.5,
         normalize_advantage=not settings.baseline_each,
         seed=seed,
@@ -141,6 +167,8 @@ def make_ppo(
         policy_kwargs={
             "config": network.config,
             "features": features,
+            "entropy_weight": settings.entropy,
+            "divergence_weight": settings.divergence,
             "weights": {name: tensor.clone() for name, tensor in network.state_dict().items()},
         },
     )
@@ -179,6 +207,8 @@ def reinforce(
     left = settings.timesteps - model.num_timesteps
     if left > 0:
         callbacks: list[BaseCallback] = [Saving(folder, settings.timesteps, say)]
+        if settings.values_first:
+            callbacks.insert(0, ValuesFirst(settings.values_first))
         if settings.baseline_each:
             callbacks.insert(0, PerProblemBaseline())
         model.learn(left, callback=callbacks, reset_num_timesteps=not restored, tb_log_name="ppo")

@@ -93,6 +93,10 @@ class PpoSection(Section):
         rate: Learning rate.
         clip: How far the probability of a decision may move in an update.
         entropy: Weight of the entropy.
+        divergence: Weight of the divergence from the policy that it begins with (Kullback-Leibler), so that
+            what was imitated is not forgotten where nothing is rewarded.
+        values_first: Decisions after which the policy begins to move: until then only the head that predicts
+            values learns, as an untrained one makes advantages of noise.
         baseline_each: Whether advantages are centred and scaled for each problem by itself.
     """
 
@@ -105,6 +109,8 @@ class PpoSection(Section):
     rate: float = 2e-4
     clip: float = 0.2
     entropy: float = 0.003
+    divergence: Annotated[float, Field(ge=0)] = 0.0
+    values_first: Annotated[int, Field(ge=0)] = 0
     baseline_each: bool = True
 
 
