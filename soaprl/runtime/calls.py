@@ -111,7 +111,21 @@ def quick_operation(target: str) -> Any:
 
 # Their arguments have the order and names of the schema in the library's own binding too.
 _QUICK = frozenset(
-    {"add", "conv2d", "gelu", "layer_norm", "linear", "matmul", "mul", "relu", "sigmoid", "tanh"}
+    {
+        "add",
+        "batch_norm",
+        "conv2d",
+        "gelu",
+        "layer_norm",
+        "linear",
+        "matmul",
+        "max_pool2d",
+        "mul",
+        "relu",
+        "sigmoid",
+        "square",
+        "tanh",
+    }
 )
 
 
@@ -125,6 +139,7 @@ class Parameter:
         default: Its default; None without one.
         written: Whether the call changes it in place.
         keyword_only: Whether it can only be given by name.
+        optional: Whether it has a default.
     """
 
     name: str
@@ -132,6 +147,11 @@ class Parameter:
     default: Any
     written: bool
     keyword_only: bool
+    optional: bool
+
+    def means(self, value: object) -> bool:
+        """Whether leaving it out means `value`."""
+        return self.optional and type(value) is type(self.default) and value == self.default
 
 
 @cache
@@ -144,6 +164,7 @@ def schema(target: str) -> tuple[Parameter, ...]:
             default=a.default_value,
             written=a.alias_info is not None and a.alias_info.is_write,
             keyword_only=a.kwarg_only,
+            optional=a.has_default_value(),
         )
         for a in operation(target)._schema.arguments
     )

@@ -1,7 +1,7 @@
 """What a rank is doing, for whoever has to say where it ended, and what it did, as a trace.
 
-The methods of a rank's state that carry out steps are wrapped, one rank at a time; an executor sees no
-difference. On a GPU a recorded duration is that of the launch. Backward passes of a segment
+The methods of a rank's state that carry out steps, or say what does, are wrapped, one rank at a time; an
+executor sees no difference. On a GPU a recorded duration is that of the launch. Backward passes of a segment
 (`soaprl.runtime.segments`) are one pass, recorded with the first of its tasks.
 """
 
@@ -9,6 +9,7 @@ import mmap
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from soaprl.runtime.program import (
     UpdateBuffers,
 )
 from soaprl.runtime.rank import RankState
+from soaprl.runtime.rank_tasks import Run
 
 # Bytes of the place that a rank leaves in its file: enough for a name, and written in one go.
 PLACE_BYTES = 256
@@ -40,8 +42,6 @@ RECORDED_STEPS = 3
 _METHODS = {
     "load_inputs": "load",
     "make_constants": "load",
-    "forward": "forward",
-    "backward": "backward",
     "outgoing": "exchange",
     "incoming": "exchange",
     "contribution": "reduce",
@@ -84,6 +84,7 @@ class Recorder:
         rank, self._graph = state.program.rank, state.graph
         for method, kind in _METHODS.items():
             self._wrap(state, method, rank, kind)
+        self._wrap_bound(state)
         self._wrap(optimizer, "step", rank, "update")
 
     def begin_step(self, step: int) -> None:
@@ -109,25 +110,41 @@ class Recorder:
         arrival = method in _ARRIVALS
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            name, self.rank = self._name(args[0] if args else None, arrival), rank
-            self.at(f"{kind} {name}".strip())
-            start_s = time.perf_counter()
-            result = original(*args, **kwargs)
-            if self._events is not None:
-                event = Event(
-                    rank=rank,
-                    step=self.step,
-                    kind=kind,
-                    name=name,
-                    start_s=start_s - self._origin_s,
-                    duration_s=time.perf_counter() - start_s,
-                    arrival=arrival,
-                )
-                self._events[-1][1].append(event)
-            return result
+            step = args[0] if args else None
+            return self._follow(lambda: original(*args, **kwargs), step, rank, kind, arrival=arrival)
 
         # On the instance: what else uses the class stays as it is.
         setattr(owner, method, followed)
+
+    def _wrap_bound(self, state: RankState) -> None:
+        """Follows what is bound to passes of tasks."""
+        original, rank = state.bound, state.program.rank
+
+        def bound(step: Forward | Backward) -> Run | None:
+            run = original(step)
+            return None if run is None else partial(self._follow, run, step, rank, step.kind)
+
+        setattr(state, "bound", bound)  # noqa: B010 (a method of one instance)
+
+    def _follow(
+        self, run: Callable[[], Any], step: object, rank: int, kind: str, *, arrival: bool = False
+    ) -> Any:
+        name, self.rank = self._name(step, arrival), rank
+        self.at(f"{kind} {name}".strip())
+        start_s = time.perf_counter()
+        result = run()
+        if self._events is not None:
+            event = Event(
+                rank=rank,
+                step=self.step,
+                kind=kind,
+                name=name,
+                start_s=start_s - self._origin_s,
+                duration_s=time.perf_counter() - start_s,
+                arrival=arrival,
+            )
+            self._events[-1][1].append(event)
+        return result
 
     def _name(self, step: object, arrival: bool) -> str:
         """The name of a step, worked out once: programs are the same in every iteration."""

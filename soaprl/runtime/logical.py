@@ -15,23 +15,18 @@ from torch import Tensor
 
 from soaprl.errors import ProgramError
 from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.bound_steps import BoundStep, bound_steps
 from soaprl.runtime.calls import Kernel
-from soaprl.runtime.lifetimes import last_uses
 from soaprl.runtime.local import kernels
 from soaprl.runtime.micro_batches import unrolled
 from soaprl.runtime.program import (
-    Backward,
     Collective,
     Exchange,
     Forward,
     GatherParameters,
     LoadInputs,
-    MakeConstants,
     Piece,
     Program,
-    ReduceLoss,
-    ReduceNorm,
-    ReleaseParameters,
     ScatterGradients,
     Shared,
     Step,
@@ -76,7 +71,7 @@ class LogicalRanks:
             RankState(graph, program, rank, state, device, table, work=work)
             for rank, device in enumerate(devices)
         )
-        self._drops = tuple(last_uses(rank) for rank in program.ranks)
+        self._steps: tuple[tuple[BoundStep, ...], ...] = ()
 
     def iterate(
         self, batch: Fetch, *, seed: int = 0, update: UpdateRank | None = None, watch: Watch | None = None
@@ -99,7 +94,9 @@ class LogicalRanks:
             return self._iterate(batch, seed, update, watch)
 
     def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> Tensor:
-        runs = [_RankRun(s, d, batch, update, watch) for s, d in zip(self.states, self._drops, strict=True)]
+        # Bound when they are first run, so that whoever follows a rank can do so from the beginning.
+        self._steps = self._steps or tuple(bound_steps(state) for state in self.states)
+        runs = [_RankRun(s, b, batch, update, watch) for s, b in zip(self.states, self._steps, strict=True)]
         for run in runs:
             run.state.begin(seed)
             run.state.clear_gradients()
@@ -116,7 +113,6 @@ class LogicalRanks:
                 )
             _perform(group)
             for run in group:
-                run.index += 1
                 run.advance()
         for run in runs:
             run.complete(list(run.pending))
@@ -134,20 +130,17 @@ class _RankRun:
     def __init__(
         self,
         state: RankState,
-        drops: tuple[tuple[Piece, ...], ...],
+        steps: tuple[BoundStep, ...],
         batch: Fetch,
         update: UpdateRank | None,
         watch: Watch | None,
     ) -> None:
-        self.state, self.rank, self.index = state, state.program.rank, 0
+        self.state, self.rank = state, state.program.rank
         self.pending: dict[int, Callable[[], None]] = {}
-        self._steps, self._drops = state.program.steps, drops
-        self._batch, self._update, self._watch = batch, update, watch
-
-    @property
-    def current(self) -> Step | None:
-        """The step that the rank has come to; None after the last."""
-        return self._steps[self.index] if self.index < len(self._steps) else None
+        self._steps, self._batch, self._update, self._watch = iter(steps), batch, update, watch
+        self._drops: tuple[int, ...] = ()
+        # The shared step that the rank has come to; None after the last.
+        self.current: Shared | None = None
 
     def complete(self, ids: list[int] | tuple[int, ...]) -> None:
         """Lets what the shared steps `ids` brought be there."""
@@ -156,41 +149,30 @@ class _RankRun:
 
     def advance(self) -> None:
         """Runs up to the next shared step, which awaits what it needs."""
-        while (step := self.current) is not None and not isinstance(step, Shared):
-            self._local(step)
-            self._drop()
-            self.index += 1
-        if isinstance(step, ReduceLoss | ReduceNorm):
-            self.complete(step.waits)
+        for _, step, waits, shared, run, drops in self._steps:
+            if waits:
+                self.complete(waits)
+            if shared is not None:
+                self.current, self._drops = shared, drops
+                return
+            if run is None:
+                self._at_the_ends(step)
+            else:
+                run()
+                if self._watch is not None and isinstance(step, Forward):
+                    for piece in step.writes:
+                        self._watch(piece, self.state.value(piece))
+            self.state.drop(drops)
+        self.current = None
 
     def leave(self) -> None:
         """Forgets what only the shared step at hand needed."""
-        self._drop()
+        self.state.drop(self._drops)
 
-    def _drop(self) -> None:
-        if pieces := self._drops[self.index]:
-            self.state.drop(pieces)
-
-    def _local(self, step: Step) -> None:
-        if isinstance(step, Forward):
-            self.complete(step.waits)
-            self.state.forward(step)
-            if self._watch is not None:
-                for piece in step.writes:
-                    self._watch(piece, self.state.value(piece))
-        elif isinstance(step, Backward):
-            self.complete(step.waits)
-            self.state.backward(step)
-        elif isinstance(step, LoadInputs):
+    def _at_the_ends(self, step: Step) -> None:
+        if isinstance(step, LoadInputs):
             self.state.load_inputs(step, self._batch)
-        elif isinstance(step, MakeConstants):
-            self.state.make_constants(step)
-        elif isinstance(step, ReleaseParameters):
-            self.complete(step.waits)
-            self.state.release(step)
-        else:
-            assert isinstance(step, Update), f"{type(step).__name__} is shared"
-            self.complete(step.waits)
+        elif isinstance(step, Update):
             self.state.fill_gradients()
             if self._update is not None:
                 self._update(self.state)

@@ -7,7 +7,7 @@ as a short list of tensor operations, mostly empty.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from math import prod
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -132,11 +132,12 @@ _Made: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bound:
-    """An argument: what it is, or how it is made of tensors; and its local dimensions."""
+    """An argument: what it is, or how it is made of tensors; its local dimensions; which tensor it is."""
 
     value: Any
     make: _Made | None
     dims: Any
+    slot: int | None = None
 
 
 class CallPlan:
@@ -175,7 +176,7 @@ class CallPlan:
                 dims, operand, slot = next(wanted), describe(argument), slot_of(argument)
                 self.reads.add(slot)
                 steps = (*operand.steps, *cropping(operand.pieces, dims))
-                return _Bound(value=None, make=_reading(slot, steps), dims=dims)
+                return _Bound(value=None, make=_reading(slot, steps), dims=dims, slot=None if steps else slot)
             if isinstance(argument, tuple):
                 return _sequence([bind(a) for a in argument])
             return _Bound(value=argument, make=None, dims=None)
@@ -194,6 +195,7 @@ class CallPlan:
         kernel = table.get(self.target) or table.get(self.target.rsplit(".", 1)[0].rstrip("_"))
         plain = (self.lead and kernel in PLAIN_WHERE_LEAD) or (self._whole() and kernel in PLAIN_WHERE_WHOLE)
         self._kernel = None if plain else kernel
+        self._quick = None if self._kernel is not None or self._devices else self._called_with(bound)
 
     def _whole(self) -> bool:
         return all(d.whole for dims in (*tensor_dims(self._dims.values()), *self.results) for d in dims)
@@ -228,6 +230,25 @@ class CallPlan:
         self._list_made = tuple((positional.index(n), make) for n, make in made if n in positional)
         self._keywords_made = tuple((n, make) for n, make in made if n not in positional)
 
+    def _called_with(self, bound: dict[str, _Bound]) -> _Made | None:
+        """The library's function as one of the tensors, if these come first and are there as they are."""
+        if self.target.startswith("soaprl."):
+            return None
+        given = [(argument, bound[argument.name]) for argument in schema(self.target)]
+        first = [(argument, b) for argument, b in given if not argument.keyword_only]
+        slots = [b.slot for _, b in takewhile(lambda pair: pair[1].slot is not None, first)]
+        if not slots or self._keywords_made or len(slots) < len(self._list_made):
+            return None
+        rest = first[len(slots) :]
+        while rest and rest[-1][0].means(rest[-1][1].value):
+            rest.pop()
+        values = tuple(b.value for _, b in rest)
+        named = {a.name: b.value for a, b in given if a.keyword_only and not a.means(b.value)}
+        function, taken = self._operation, itemgetter(*slots)
+        if len(slots) == 1:
+            return lambda tensors: function(taken(tensors), *values, **named)
+        return lambda tensors: function(*taken(tensors), *values, **named)
+
     def run(self, slots: Slots, seed: int, device: torch.device | None) -> Sequence[Tensor]:
         """The results of the call.
 
@@ -238,6 +259,8 @@ class CallPlan:
         """
         if self._kernel is not None:
             found = self._kernel(self.bind(slots, seed, device))
+        elif self._quick is not None:
+            found = self._quick(slots)
         elif self._devices or self._keywords_made:
             found = self.bind(slots, seed, device).run()
         else:
@@ -245,16 +268,12 @@ class CallPlan:
             for position, make in self._list_made:
                 arguments[position] = make(slots)
             found = self._operation(*arguments, **self._keywords)
-        if isinstance(found, Tensor):
-            assert found.shape == self.shapes[0], self._unexpected(found, 0)
-            return (found,)
-        results = found[: len(self.shapes)]
-        for number, tensor in enumerate(results):
-            assert tensor.shape == self.shapes[number], self._unexpected(tensor, number)
-        return results
+        return (found,) if isinstance(found, Tensor) else found[: len(self.shapes)]
 
-    def _unexpected(self, found: Tensor, number: int) -> str:
-        return f"{self.name}: expected {self.shapes[number]}, found {tuple(found.shape)}"
+    def check(self, results: Sequence[Tensor]) -> None:
+        """Checks the shapes of results, which are the same in each iteration."""
+        for shape, found in zip(self.shapes, results, strict=True):
+            assert found.shape == shape, f"{self.name}: expected {shape}, found {tuple(found.shape)}"
 
     def bind(self, slots: Slots, seed: int, device: torch.device | None) -> LocalCall:
         """The call with its tensors; as for `run`."""
@@ -340,7 +359,9 @@ class PartPlan:
         arranged: Where a region must become an operand first: its slot, and how.
         calls: One plan for each call of the body.
         freed: For each call, the slots of results that nothing needs after it.
+        work: The calls, as `CallPlan.run`, each with these.
         outputs: For each output, its slot, its shape, and what makes a region of it.
+        checked: Whether all shapes have been compared with what the library gave; they stay the same.
     """
 
     def __init__(
@@ -366,6 +387,8 @@ class PartPlan:
         )
 
         self.freed = self._freed()
+        self.work = tuple(zip((call.run for call in self.calls), self.freed, strict=True))
+        self.checked = False
 
     def _freed(self) -> tuple[tuple[int, ...], ...]:
         """Results die young, so that their memory is used again while it is in the cache."""

@@ -9,13 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from soaprl.graph.operators import OperatorGraph, TensorRole
+from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.boxes import inside, num_elements
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.compression import EncodedSum, shortens, summed_blocks
-from soaprl.runtime.local import PartRun
+from soaprl.runtime.lifetimes import last_uses
 from soaprl.runtime.micro_batches import Unrolled, unrolled
 from soaprl.runtime.program import (
     Backward,
@@ -40,12 +39,9 @@ from soaprl.runtime.program import (
 )
 from soaprl.runtime.rank_buffers import RankBuffers
 from soaprl.runtime.rank_parameters import RankParameters
+from soaprl.runtime.rank_tasks import RankTasks, Run
 from soaprl.runtime.reference import combined
-from soaprl.runtime.segments import differentiate, enter
-from soaprl.runtime.statistics_tables import StatisticsTables
-from soaprl.runtime.stores import BlockStore, Fetch, GradientSums
-from soaprl.runtime.task_plans import ReadPlan, TaskPlan, TaskPlans
-from soaprl.runtime.tasks import StagedTask
+from soaprl.runtime.stores import Fetch
 
 
 class RankState:
@@ -88,7 +84,7 @@ class RankState:
         self._work = work = unrolled(graph, program.strategy) if work is None else work
         self.graph, self.device, self.program = work.graph, device, program.ranks[rank]
         self.sharding = program.sharding
-        self._configs, self._options = work.strategy.configs, program.options
+        self._options = program.options
         self.all_updated = tuple(
             (other.rank, block)
             for other in program.ranks
@@ -98,7 +94,6 @@ class RankState:
         )
         self._held = RankParameters(self.graph, self.program, state, device, self.sharding)
         self.parameters, self.updated, self.kept = self._held.blocks, self._held.updated, self._held.kept
-        self._plans = TaskPlans(self.graph, self.program, self._configs, self._options, table, self._held)
         self._own = {
             (piece.tensor, piece.part): piece
             for step in self.program.steps
@@ -107,19 +102,22 @@ class RankState:
         }
         self._buffers = RankBuffers(self.graph, self.program, state, device, table)
         self.buffers = self._buffers.content
+        self._tasks = RankTasks(
+            self.graph,
+            self.program,
+            work.strategy.configs,
+            self._options,
+            table,
+            self._held,
+            self._buffers,
+            device,
+        )
         self.gradient_norm = torch.zeros((), dtype=torch.float64, device=device)
         self.begin(0)
 
     def begin(self, seed: int) -> None:
         """Begins an iteration; `seed` is that of its random numbers."""
-        self._seed = seed
-        self._values: dict[Piece, Tensor] = {}
-        self._gradients = GradientSums()
-        self._inputs = BlockStore()
-        self._tasks: dict[tuple[int, int], StagedTask] = {}
-        # By segment: what it wrote whose gradients come from elsewhere.
-        self._outputs: dict[int, list[tuple[Piece, GradientEdge | None]]] = {}
-        self._statistics = StatisticsTables()
+        self._tasks.begin(seed)
         self._buffers.begin()
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
@@ -134,39 +132,17 @@ class RankState:
     def load_inputs(self, step: LoadInputs, batch: Fetch) -> None:
         """Takes the blocks of the step from the batch."""
         for block in step.blocks:
-            self._inputs.put(block, batch(self._work.origin(block)).to(self.device))
+            self._tasks.inputs.put(block, batch(self._work.origin(block)).to(self.device))
 
     def make_constants(self, step: MakeConstants) -> None:
         """Runs the calls of the step."""
-        self._buffers.make_constants(step, self._seed)
+        self._buffers.make_constants(step, self._tasks.seed)
 
     # Tasks.
 
-    def forward(self, step: Forward) -> None:
-        """Runs a task, or a stage of it."""
-        key = (step.operator, step.part)
-        plan = self._plans.of(step)
-        if plan.segment >= 0:
-            results = self._results(step, plan)
-        else:
-            with torch.no_grad():
-                results = self._results(step, plan)
-        if not step.writes:
-            (self._statistics.rows[key],) = results
-            return
-        for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
-            self._values[piece] = result
-            if outer:
-                # With autocast it may be in a shorter type; what leaves the segment is not.
-                result = self._values[piece] = result.to(self._dtype_of(piece.tensor))
-                # A task that reads nothing gives zeros, which are not differentiable.
-                edge = get_gradient_edge(result) if result.requires_grad else None
-                self._outputs[plan.segment].append((piece, edge))
-
-    def _results(self, step: Forward, plan: TaskPlan) -> list[Tensor]:
-        if plan.stops or plan.recorded:
-            return self._staged(step, plan)
-        return PartRun(plan.part, self._regions(plan), seed=self._seed).finish()
+    def bound(self, step: Forward | Backward) -> Run | None:
+        """What carries out a pass of a task, or a stage of it; None where there is nothing to be done."""
+        return self._tasks.bound(step)
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """The context in which iterations run."""
@@ -174,106 +150,9 @@ class RankState:
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self._options.precision))
 
-    def _backward_arithmetic(self) -> AbstractContextManager[object]:
-        """Gradients are computed in the types of what was computed."""
-        if self._options.precision == "stored":
-            return nullcontext()
-        return torch.autocast(self.device.type, enabled=False)
-
-    def _dtype_of(self, tensor: int) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.graph.tensors[tensor].dtype)
-        return dtype
-
-    def _staged(self, step: Forward, plan: TaskPlan) -> list[Tensor]:
-        key = (step.operator, step.part)
-        if step.stage == 0:
-            self._tasks[key] = StagedTask(
-                plan.part,
-                self._regions(plan),
-                seed=self._seed,
-                stops=plan.stops,
-                recorded=plan.recorded,
-            )
-        task = self._tasks[key]
-        results = task.forward(self._statistics.tables.get(key) if step.stage else None)
-        if step.writes:
-            if task.statistics:
-                self._buffers.running.record(
-                    step.operator, self._configs[step.operator], step.part, task.statistics
-                )
-            if plan.segment < 0 or not plan.stops:
-                del self._tasks[key]
-        return results
-
-    def _regions(self, plan: TaskPlan) -> list[Tensor]:
-        """What a task reads: inputs, parameters, buffers."""
-        if plan.segment >= 0 and plan.segment not in self._outputs:
-            self._outputs[plan.segment] = []
-        found = [
-            self._values[read.piece] if read.piece is not None else self._region(read, plan)
-            for read in plan.reads
-        ]
-        for content, block in zip(plan.parameters, plan.blocks, strict=True):
-            found.append(self._held.entered(block) if content is None else content)
-        found += [self.buffer(block) for block in plan.buffers]
-        return found
-
-    def _region(self, plan: ReadPlan, task: TaskPlan) -> Tensor:
-        """A region that is not simply a piece in the task's graph."""
-        assembly, read = plan.assembly, plan.assembly.read
-        role = self.graph.tensors[read.tensor].role
-        if role is not TensorRole.ACTIVATION:
-            block = Block(tensor=read.tensor, box=read.box)
-            return self._inputs.read(block) if role is TensorRole.INPUT else self.buffer(block)
-        contents = [self._values[piece] for piece in read.pieces]
-        if any(plan.inner):
-            given = [
-                content if inner else self._source(piece, content)
-                for piece, content, inner in zip(read.pieces, contents, plan.inner, strict=True)
-            ]
-            return assembly.joined(given, self.device)
-        content, combination = assembly.assemble([c.detach() for c in contents], self.device)
-        if task.segment < 0 or not read.gradient:
-            return content
-
-        def receive(gradient: Tensor) -> None:
-            for piece, box, part in assembly.gradients(gradient, combination):
-                self._gradients.add(piece, box, part)
-
-        return enter(content, receive)
-
-    def _source(self, piece: Piece, content: Tensor) -> Tensor:
-        return enter(content, lambda gradient: self._gradients.add(piece, piece.box, gradient))
-
     def buffer(self, block: Block) -> Tensor:
         """The content of a block of a buffer or constant."""
         return self._buffers.read(block)
-
-    def backward(self, step: Backward) -> None:
-        """Runs the backward pass of a task, or a stage of it."""
-        key = (step.operator, step.part)
-        segment = self._plans.segment_of[key]
-        written = self._outputs.get(segment)
-        if written is None:
-            # A later task of the segment had its turn, and with it this one.
-            return
-        task = self._tasks.get(key)
-        if task is not None and key in self._statistics.row_gradients:
-            task.enter_row_gradient(self._statistics.row_gradients.pop(key))
-        if step.stage > 0:
-            assert task is not None, "stages have tasks of their own"
-            outputs = [(edge, self._gradients.get(piece)) for piece, edge in written]
-            with self._backward_arithmetic():
-                self._statistics.table_gradients[key] = task.backward_statistics(outputs)
-            return
-        outputs = [(edge, self._gradients.pop(piece)) for piece, edge in written]
-        with self._backward_arithmetic():
-            if task is None:
-                differentiate(outputs)
-            else:
-                task.backward(outputs)
-                del self._tasks[key]
-        del self._outputs[segment]
 
     # What goes between ranks.
 
@@ -283,40 +162,45 @@ class RankState:
         for piece in message.pieces:
             if direction == "forward":
                 own = self._own[piece.tensor, piece.part]
-                content = self._values[own].detach().to(self._dtype_of(piece.tensor))
+                content = self._tasks.exact(own)
                 if piece.box != own.box:
                     content = content[inside(piece.box, own.box)]
             else:
-                gradient = self._gradients.pop(piece)
+                gradient = self._tasks.gradients.pop(piece)
                 content = self._zeros(piece) if gradient is None else gradient
             found.append(content.reshape(-1))
         return found
 
     def _zeros(self, piece: Piece) -> Tensor:
-        return torch.zeros(num_elements(piece.box), dtype=self._dtype_of(piece.tensor), device=self.device)
+        dtype = self._tasks.dtype_of(piece.tensor)
+        return torch.zeros(num_elements(piece.box), dtype=dtype, device=self.device)
 
     def incoming(self, message: Message, direction: Direction, contents: Sequence[Tensor]) -> None:
         """Takes the pieces of an awaited message, each flat."""
         for piece, content in zip(message.pieces, contents, strict=True):
             shaped = content.reshape([stop - start for start, stop in piece.box])
             if direction == "forward":
-                self._values[piece] = shaped
+                self._tasks.keep(piece, shaped)
             else:
-                self._gradients.add(self._own[piece.tensor, piece.part], piece.box, shaped)
+                self._tasks.gradients.add(self._own[piece.tensor, piece.part], piece.box, shaped)
 
-    def drop(self, pieces: Iterable[Piece]) -> None:
-        """Forgets the content of pieces; see `soaprl.runtime.lifetimes.last_uses`."""
+    def drops(self) -> tuple[tuple[int, ...], ...]:
+        """What each step of the program needs for the last time, for `drop`."""
+        return tuple(tuple(self._tasks.place(p) for p in pieces) for pieces in last_uses(self.program))
+
+    def drop(self, pieces: Iterable[int]) -> None:
+        """Forgets the content of pieces, as `drops` has them."""
         for piece in pieces:
-            del self._values[piece]
+            del self._tasks.values[piece]
 
     def value(self, piece: Piece) -> Tensor:
         """The content of a piece that has not been dropped."""
-        return self._values[piece].detach()
+        return self._tasks.value(piece)
 
     @property
     def num_held(self) -> int:
         """Pieces, gradients and tasks that are still held."""
-        return len(self._values) + len(self._gradients) + len(self._tasks) + len(self._outputs)
+        return len(self._tasks)
 
     def release(self, step: ReleaseParameters) -> None:
         """Gives up parameters that were gathered."""
@@ -329,9 +213,9 @@ class RankState:
         how = self._options.compression
         if not isinstance(step, ReduceGradients | ScatterGradients) or how == "none" or len(step.group) == 1:
             return None
-        if not shortens(how, self._dtype_of(summed_blocks(step)[0].tensor)):
+        if not shortens(how, self._tasks.dtype_of(summed_blocks(step)[0].tensor)):
             return None
-        return EncodedSum(step, self.contribution(step), how, rank=self.program.rank, seed=self._seed)
+        return EncodedSum(step, self.contribution(step), how, rank=self.program.rank, seed=self._tasks.seed)
 
     def contribution(self, step: Collective, scale: float = 1.0) -> list[Tensor]:
         """What this rank gives to a step of a group.
@@ -348,7 +232,7 @@ class RankState:
         if isinstance(step, SumPartials):
             return [self._partial(step)]
         if isinstance(step, ReduceStatistics):
-            return [self._statistics.contribution(step)]
+            return [self._tasks.statistics.contribution(step)]
         if isinstance(step, ReduceGradients):
             return self._held.whole_gradients(step.cells)
         if isinstance(step, ScatterGradients):
@@ -370,7 +254,7 @@ class RankState:
         elif isinstance(step, SumPartials):
             self._enter_sum(step, totals[0])
         elif isinstance(step, ReduceStatistics):
-            self._statistics.enter(step, totals[0], self._tasks)
+            self._tasks.statistics.enter(step, totals[0], self._tasks.staged)
         elif isinstance(step, ReduceGradients):
             self._held.enter_gradients(step.cells, totals)
         elif isinstance(step, ScatterGradients):
@@ -398,8 +282,8 @@ class RankState:
         """What this rank wrote, or what its readers gave as the gradient of the sum."""
         if step.direction == "forward":
             own = step.pieces[step.group.index(self.program.rank)]
-            return self._values[own].detach().to(self._dtype_of(own.tensor))
-        gradient = self._gradients.pop(step.total)
+            return self._tasks.exact(own)
+        gradient = self._tasks.gradients.pop(step.total)
         if gradient is not None:
             return gradient
         shape = [stop - start for start, stop in step.total.box]
@@ -407,10 +291,10 @@ class RankState:
 
     def _enter_sum(self, step: SumPartials, total: Tensor) -> None:
         if step.direction == "forward":
-            self._values[step.total] = total
+            self._tasks.keep(step.total, total)
         else:
             own = step.pieces[step.group.index(self.program.rank)]
-            self._gradients.add(own, own.box, total)
+            self._tasks.gradients.add(own, own.box, total)
 
     def _loss(self, step: ReduceLoss, scale: float) -> Tensor:
         if not step.pieces:
@@ -418,14 +302,16 @@ class RankState:
         loss = step.pieces[0].tensor
         operator = self.graph.operators[self.graph.producer[loss]]
         how = next(access.combine for access in operator.outputs if access.tensor == loss)
-        parts = [self._values[piece].detach() for piece in step.pieces]
+        parts = [self._tasks.value(piece) for piece in step.pieces]
         whole = combined(parts, how)
         if operator.has_backward:
             for piece, gradient in zip(step.pieces, _seeds(parts, how, scale * step.weight), strict=True):
                 if (piece.tensor, piece.part) in self._own and gradient is not None:
-                    self._gradients.add(piece, piece.box, gradient)
-        value = whole.reshape(()).double() * step.weight
-        return value if step.counted else torch.zeros_like(value)
+                    self._tasks.gradients.add(piece, piece.box, gradient)
+        if not step.counted:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        value = whole.reshape(()).double()
+        return value if step.weight == 1.0 else value * step.weight
 
     # Parameters and buffers.
 

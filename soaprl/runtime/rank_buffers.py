@@ -1,6 +1,7 @@
 """The buffers of one rank, the constants that it makes of them, and their running statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from soaprl.runtime.calls import Kernel
 from soaprl.runtime.program import Block, MakeConstants, RankProgram, UpdateBuffers
 from soaprl.runtime.reference import run_constants
 from soaprl.runtime.running import RunningStatistics
+from soaprl.runtime.sources import read_elsewhere
 from soaprl.runtime.stores import Fetch
 
 
@@ -27,6 +29,8 @@ class RankBuffers:
     Attributes:
         content: The buffers by tensor, whole and in their stored shapes.
         running: What tasks recorded of their batches in this iteration.
+        in_place: The running statistics that need not be recorded: normalizations alone read them, and this
+            rank alone updates what it has of them.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class RankBuffers:
             stored = graph.tensors[tensor]
             whole = fetch(Block(tensor=tensor, box=tuple((0, extent) for extent in stored.refined_shape)))
             self.content[tensor] = whole.detach().to(device).reshape(stored.shape).clone()
+        alone = [s for s in program.steps if isinstance(s, UpdateBuffers) and len(s.group) == 1]
+        self.in_place = {tensor for step in alone for tensor in step.buffers} - read_elsewhere(graph)
 
     def begin(self) -> None:
         """Forgets constants and batch statistics of the last iteration."""
@@ -62,6 +68,10 @@ class RankBuffers:
         known = self._constants if block.tensor in self._constants else self.content
         shape = self._graph.tensors[block.tensor].refined_shape
         return known[block.tensor].reshape(shape)[inside(block.box, tuple((0, e) for e in shape))]
+
+    def bound(self, block: Block) -> Tensor | Callable[[], Tensor]:
+        """The content of a block in all iterations, or what reads it in each."""
+        return self.read(block) if block.tensor in self.content else partial(self.read, block)
 
     def contribution(self, step: UpdateBuffers) -> list[Tensor]:
         """What this rank recorded of buffers that several ranks update; nothing where it is alone."""

@@ -96,6 +96,7 @@ def run_constants(
     for number in calls:
         plan = CallPlan(graph.constants[number], whole_dims, describe, lambda ref: ref.index, table)
         results = plan.run(ChainMap(made, known), seed, device)
+        plan.check(results)
         made.update(zip(graph.constant_results[number], results, strict=True))
     return made
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from soaprl.graph.operators import Argument, OperatorGraph, Ref, TensorRole
+from soaprl.graph.operators import Argument, Call, OperatorGraph, Ref, TensorRole
 from soaprl.runtime.boxes import num_elements
 from soaprl.runtime.layout import Tasks
 from soaprl.runtime.program import Block, Box
@@ -58,13 +58,29 @@ def _sources(graph: OperatorGraph, inputs: tuple[Block, ...], whole: set[int]) -
 
 def constant_arguments(graph: OperatorGraph, call: int) -> Iterator[int]:
     """The tensors that a constant's call reads."""
-    pending: list[Argument] = [*graph.constants[call].args, *(a for _, a in graph.constants[call].kwargs)]
+    yield from (ref.index for ref in _references(graph.constants[call]))
+
+
+def _references(call: Call) -> Iterator[Ref]:
+    pending: list[Argument] = [*call.args, *(a for _, a in call.kwargs)]
     while pending:
         argument = pending.pop()
         if isinstance(argument, Ref):
-            yield argument.index
+            yield argument
         elif isinstance(argument, tuple):
             pending.extend(argument)
+
+
+def read_elsewhere(graph: OperatorGraph) -> set[int]:
+    """The buffers that something else than a batch normalization in training mode reads."""
+    found = {access.tensor for operator in graph.operators for access in operator.inputs}
+    found.update(tensor for call in range(len(graph.constants)) for tensor in constant_arguments(graph, call))
+    for operator in graph.operators:
+        own = {(n.call, position) for n in normalizations(operator) for position in n.running or ()}
+        for number, call in enumerate(operator.body):
+            read = {ref.index for ref in _references(call) if ref.source == "buffer"}
+            found.update(operator.buffers[k].tensor for k in read if (number, k) not in own)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,20 @@
 """How one rank runs its tasks: what stays the same in all iterations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from soaprl.graph.factors import part_box
-from soaprl.graph.operators import OperatorGraph
+from soaprl.graph.operators import Operator, OperatorGraph
 from soaprl.runtime.calls import Kernel
+from soaprl.runtime.kernels_dense import without_running_statistics
 from soaprl.runtime.plans import PartPlan
 from soaprl.runtime.program import Block, CompileOptions, Forward, Piece, RankProgram, Read
 from soaprl.runtime.rank_parameters import RankParameters
 from soaprl.runtime.segments import Task, outer_outputs, segments_of
 from soaprl.runtime.shards import region
-from soaprl.runtime.statistics import synchronized_calls
+from soaprl.runtime.statistics import normalizations, synchronized_calls
 from soaprl.runtime.stores import Assembly
 from soaprl.strategy.strategy import OpConfig
 
@@ -72,6 +73,7 @@ class TaskPlans:
         options: How the program was compiled.
         table: Kernels.
         parameters: The rank's parameters.
+        in_place: The running statistics that normalizations may update themselves.
 
     Attributes:
         segment_of: The number of the segment of each task with a backward pass.
@@ -85,9 +87,10 @@ class TaskPlans:
         options: CompileOptions,
         table: Mapping[str, Kernel],
         parameters: RankParameters,
+        in_place: Set[int] = frozenset(),
     ) -> None:
         self._graph, self._configs, self._options, self._table = graph, configs, options, table
-        self._parameters = parameters
+        self._parameters, self._in_place = parameters, in_place
         self.segment_of = segments_of(program)
         self._outer = outer_outputs(program, self.segment_of)
         self._known: dict[Task, TaskPlan] = {}
@@ -103,8 +106,13 @@ class TaskPlans:
         boxes = tuple(part_box(operator.extents, config.degrees, p) for p in range(config.num_tasks))
         box = boxes[step.part]
         written = tuple(Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs)
+        stops = tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm))
+        part, recorded = PartPlan(operator, config.degrees, step.part, self._table), step.statistics
+        if recorded and not stops and self._updates_itself(operator, recorded):
+            updating = {target: k for target, k in self._table.items() if k is not without_running_statistics}
+            part, recorded = PartPlan(operator, config.degrees, step.part, updating), ()
         plan = self._known[key] = TaskPlan(
-            part=PartPlan(operator, config.degrees, step.part, self._table),
+            part=part,
             segment=self.segment_of.get(key, -1),
             reads=tuple(self._read_plan(read, self.segment_of.get(key, -1)) for read in step.reads),
             parameters=tuple(
@@ -113,14 +121,21 @@ class TaskPlans:
             ),
             blocks=step.parameters,
             buffers=step.buffers,
-            stops=tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm)),
-            recorded=step.statistics,
+            stops=stops,
+            recorded=recorded,
             written=written,
             outer=tuple(
                 operator.has_backward and (piece.tensor, piece.part) in self._outer for piece in written
             ),
         )
         return plan
+
+    def _updates_itself(self, operator: Operator, recorded: tuple[int, ...]) -> bool:
+        """Whether the library may update all running statistics that a task reads, where they are."""
+        found = [n for n in normalizations(operator) if n.running is not None]
+        touched = {operator.buffers[position].tensor for n in found for position in n.running or ()}
+        others = any("instance_norm" in call.target for call in operator.body)
+        return not others and {n.call for n in found} == set(recorded) and touched <= self._in_place
 
     def _read_plan(self, read: Read, segment: int) -> ReadPlan:
         how = "sum"

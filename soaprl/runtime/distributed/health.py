@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -66,11 +66,11 @@ class Health:
         timeout_s: How long a rank waits for another.
 
     Attributes:
-        place: Where this rank is; None before its first iteration.
+        where: Says where this rank is; None before its first iteration.
     """
 
     def __init__(self, store: Store | None, rank: int, num_ranks: int, *, timeout_s: float) -> None:
-        self.place: Place | None = None
+        self.where: Callable[[], Place] | None = None
         self._rank, self._num_ranks, self._timeout_s = rank, num_ranks, timeout_s
         self._beat_s = min(_LONGEST_BEAT_S, timeout_s / _BEATS)
         self._store = None if num_ranks == 1 else store
@@ -87,9 +87,8 @@ class Health:
     def _live(self, store: Store) -> None:
         try:
             for number in count():
-                place = self.place
-                where = (place.iteration, place.step, place.waiting) if place is not None else None
-                store.set(_BEAT.format(self._rank), json.dumps([number, where]))
+                where = self.where
+                store.set(_BEAT.format(self._rank), json.dumps([number, None if where is None else where()]))
                 if self._closed.wait(self._beat_s):
                     return
         except RuntimeError:

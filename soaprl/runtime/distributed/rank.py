@@ -7,23 +7,18 @@ from torch import Tensor
 
 from soaprl.errors import ExecutionError
 from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.bound_steps import BoundStep, bound_steps
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.distributed.failures import Failures
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
 from soaprl.runtime.distributed.health import Place
 from soaprl.runtime.distributed.transport import Arrival, LinkError, Transport
-from soaprl.runtime.lifetimes import last_uses
 from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
 from soaprl.runtime.program import (
-    Backward,
     Forward,
     LoadInputs,
-    MakeConstants,
     Program,
-    ReduceLoss,
-    ReduceNorm,
-    ReleaseParameters,
     Shared,
     Step,
     Update,
@@ -73,17 +68,13 @@ class DistributedRank:
         table = kernels() if table is None else table
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
-        program_steps, drops = self.state.program.steps, last_uses(self.state.program)
-        # With each step: what it waits for, whether others take part, and what is dropped after it.
-        self._steps = tuple(
-            (step, awaited(step), step if isinstance(step, Shared) else None, pieces)
-            for step, pieces in zip(program_steps, drops, strict=True)
-        )
+        self._steps: tuple[BoundStep, ...] = ()
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
         self._failures = Failures(self.state.graph, program, groups, timeout_s=timeout_s)
-        # The shared step at hand.
+        # The shared step at hand; the iteration, the step of the program, whether it waits for others.
         self._shared: Shared | None = None
+        self._iteration, self._index, self._waiting = 0, 0, False
         self.num_iterations = 0
 
     @property
@@ -114,67 +105,58 @@ class DistributedRank:
         return self.state.loss
 
     def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> None:
+        self._iteration, self._index, self._waiting = self.num_iterations, 0, False
+        self._health.where = self._place
         self.state.begin(seed)
         self.state.clear_gradients()
         self._pending.clear()
         try:
-            for index, (step, waits, shared, drops) in enumerate(self._steps):
+            # Bound when they are first run, so that whoever follows the rank can do so from the beginning.
+            self._steps = self._steps or bound_steps(self.state)
+            for number, step, waits, shared, run, drops in self._steps:
+                self._index = number
                 if waits:
-                    self._complete(waits, index)
-                self._at(index)
+                    self._complete(waits)
                 if shared is not None:
                     self._shared = shared
                     self._pending[shared.id] = (shared, self._transport.start(shared))
+                elif run is not None:
+                    run()
+                    if watch is not None and isinstance(step, Forward):
+                        for piece in step.writes:
+                            watch(piece, self.state.value(piece))
                 else:
-                    self._local(step, batch, update, watch)
+                    self._at_the_ends(step, batch, update)
                 if drops:
                     self.state.drop(drops)
-            self._complete(tuple(self._pending), len(self._steps))
-            self._at(len(self._steps))
+            self._index = len(self.state.program.steps)
+            self._complete(tuple(self._pending))
         except LinkError as error:
             assert self._shared is not None, "only shared steps need others"
-            raise self._failures.of_others(self._place, self._shared, error) from error
+            raise self._failures.of_others(self._place(), self._shared, error) from error
         except Exception as error:
-            raise self._failures.of_this_rank(self._place, error) from error
+            raise self._failures.of_this_rank(self._place(), error) from error
 
     def lost(self, what: str, error: BaseException) -> ExecutionError:
         """The error that names who did not answer, after waiting between iterations, in `what`, failed."""
         return self._failures.elsewhere(Place(self.num_iterations - 1, 0, True), what, error)
 
-    def _at(self, index: int, *, waiting: bool = False) -> None:
-        self._health.place = self._place = Place(self.num_iterations, index, waiting)
+    def _place(self) -> Place:
+        """Where this rank is; asked for by the thread that gives signs of life, too."""
+        return Place(self._iteration, self._index, self._waiting)
 
-    def _complete(self, ids: tuple[int, ...], index: int) -> None:
-        """Lets what the shared steps `ids` brought be there, for the step number `index`."""
-        if ids:
-            self._at(index, waiting=True)
+    def _complete(self, ids: tuple[int, ...]) -> None:
+        """Lets what the shared steps `ids` brought be there."""
+        self._waiting = True
         for number in ids:
             self._shared, arrive = self._pending.pop(number)
             arrive()
+        self._waiting = False
 
-    def _local(self, step: Step, batch: Fetch, update: UpdateRank | None, watch: Watch | None) -> None:
-        if isinstance(step, Forward):
-            self.state.forward(step)
-            if watch is not None:
-                for piece in step.writes:
-                    watch(piece, self.state.value(piece))
-        elif isinstance(step, Backward):
-            self.state.backward(step)
-        elif isinstance(step, LoadInputs):
+    def _at_the_ends(self, step: Step, batch: Fetch, update: UpdateRank | None) -> None:
+        if isinstance(step, LoadInputs):
             self.state.load_inputs(step, batch)
-        elif isinstance(step, MakeConstants):
-            self.state.make_constants(step)
-        elif isinstance(step, ReleaseParameters):
-            self.state.release(step)
-        else:
-            assert isinstance(step, Update), f"{type(step).__name__} is shared"
+        elif isinstance(step, Update):
             self.state.fill_gradients()
             if update is not None:
                 update(self.state)
-
-
-def awaited(step: Step) -> tuple[int, ...]:
-    """The ids that must be complete before a step."""
-    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
-        return step.waits
-    return ()
