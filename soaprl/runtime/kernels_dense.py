@@ -208,6 +208,10 @@ def group_norm(call: LocalCall) -> Results:
     return call.run(num_groups=channels.size // per_group)
 
 
+# On a part that has all of everything these only call the library.
+PLAIN_WHERE_WHOLE = (embedding, embedding_bag, group_norm)
+
+
 def dense_kernels() -> dict[str, Kernel]:
     """Kernels by target without overload."""
     table: dict[str, Kernel] = {

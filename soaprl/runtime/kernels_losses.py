@@ -96,6 +96,10 @@ def _own_rows(whole: Tensor, rows: LocalDims) -> Tensor:
     return whole
 
 
+# On a part that has all of everything these only call the library.
+PLAIN_WHERE_WHOLE = (elementwise, whole_classes)
+
+
 def loss_kernels() -> dict[str, Kernel]:
     """Kernels by target without overload."""
     table: dict[str, Kernel] = dict.fromkeys((f"aten.{name}" for name in _ELEMENTWISE), elementwise)

@@ -91,6 +91,10 @@ def rearrange(call: LocalCall) -> Results:
     return x.expand(call.result_shape)
 
 
+# On a part that has all of everything it only calls the library.
+PLAIN_WHERE_WHOLE = (mean,)
+
+
 def plain_kernels() -> dict[str, Kernel]:
     """Kernels by target without overload."""
     table: dict[str, Kernel] = {

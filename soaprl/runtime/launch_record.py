@@ -84,7 +84,7 @@ class Recorder:
         rank, self._graph = state.program.rank, state.graph
         for method, kind in _METHODS.items():
             self._wrap(state, method, rank, kind)
-        self._wrap_bound(state)
+        self._wrap_passes(state)
         self._wrap(optimizer, "step", rank, "update")
 
     def begin_step(self, step: int) -> None:
@@ -116,15 +116,20 @@ class Recorder:
         # On the instance: what else uses the class stays as it is.
         setattr(owner, method, followed)
 
-    def _wrap_bound(self, state: RankState) -> None:
+    def _wrap_passes(self, state: RankState) -> None:
         """Follows what is bound to passes of tasks."""
-        original, rank = state.bound, state.program.rank
+        forward, backward, rank = state.forward, state.backward, state.program.rank
 
-        def bound(step: Forward | Backward) -> Run | None:
-            run = original(step)
-            return None if run is None else partial(self._follow, run, step, rank, step.kind)
+        def bound_forward(steps: Sequence[tuple[int, Forward, tuple[int, ...]]]) -> Run:
+            return partial(self._follow, forward(steps), steps[0][1], rank, "forward")
 
-        setattr(state, "bound", bound)  # noqa: B010 (a method of one instance)
+        def bound_backward(step: Backward) -> Run | None:
+            run = backward(step)
+            return None if run is None else partial(self._follow, run, step, rank, "backward")
+
+        state.apart = True
+        setattr(state, "forward", bound_forward)  # noqa: B010 (a method of one instance)
+        setattr(state, "backward", bound_backward)  # noqa: B010
 
     def _follow(
         self, run: Callable[[], Any], step: object, rank: int, kind: str, *, arrival: bool = False

@@ -71,7 +71,7 @@ class LogicalRanks:
             RankState(graph, program, rank, state, device, table, work=work)
             for rank, device in enumerate(devices)
         )
-        self._steps: tuple[tuple[BoundStep, ...], ...] = ()
+        self._steps: dict[bool, tuple[tuple[BoundStep, ...], ...]] = {}
 
     def iterate(
         self, batch: Fetch, *, seed: int = 0, update: UpdateRank | None = None, watch: Watch | None = None
@@ -94,9 +94,14 @@ class LogicalRanks:
             return self._iterate(batch, seed, update, watch)
 
     def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> Tensor:
+        apart = watch is not None or any(state.apart for state in self.states)
         # Bound when they are first run, so that whoever follows a rank can do so from the beginning.
-        self._steps = self._steps or tuple(bound_steps(state) for state in self.states)
-        runs = [_RankRun(s, b, batch, update, watch) for s, b in zip(self.states, self._steps, strict=True)]
+        if apart not in self._steps:
+            self._steps[apart] = tuple(bound_steps(state, apart=apart) for state in self.states)
+        runs = [
+            _RankRun(state, steps, batch, update, watch)
+            for state, steps in zip(self.states, self._steps[apart], strict=True)
+        ]
         for run in runs:
             run.state.begin(seed)
             run.state.clear_gradients()

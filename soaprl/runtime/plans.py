@@ -18,9 +18,8 @@ from torch import Tensor
 
 from soaprl.graph.factors import part_box
 from soaprl.graph.operators import Access, Argument, Broadcast, Call, DimUse, Operator, Ref
+from soaprl.runtime import kernels_dense, kernels_losses, kernels_plain, kernels_windows
 from soaprl.runtime.calls import Kernel, LocalCall, LocalDims, quick_operation, schema, tensor_dims
-from soaprl.runtime.kernels_dense import PLAIN_WHERE_LEAD
-from soaprl.runtime.kernels_windows import PLAIN_WHERE_WHOLE
 from soaprl.runtime.shards import (
     Box,
     Layout,
@@ -127,6 +126,11 @@ def _cropping(d: int, pieces: tuple[Piece, ...], dim: LocalDim) -> list[TensorSt
 
 # Calls.
 
+_PLAIN_WHERE_WHOLE = frozenset(
+    kernel
+    for module in (kernels_dense, kernels_losses, kernels_plain, kernels_windows)
+    for kernel in module.PLAIN_WHERE_WHOLE
+)
 _Made: TypeAlias = Callable[[Any], Any]
 
 
@@ -157,6 +161,7 @@ class CallPlan:
         lead: As in `LocalCall`.
         results: For each result, the indices that the part computes.
         reads: The numbers of the tensors among its arguments.
+        plainly: Those of them that are arguments as they are.
     """
 
     def __init__(
@@ -169,6 +174,7 @@ class CallPlan:
     ) -> None:
         self.name, self.target = call.name, call.target
         self.reads: set[int] = set()
+        self.plainly: set[int] = set()
         wanted = iter([dims_of(uses) for uses in call.arg_dims])
 
         def bind(argument: Argument) -> _Bound:
@@ -176,6 +182,7 @@ class CallPlan:
                 dims, operand, slot = next(wanted), describe(argument), slot_of(argument)
                 self.reads.add(slot)
                 steps = (*operand.steps, *cropping(operand.pieces, dims))
+                self.plainly.update(() if steps else (slot,))
                 return _Bound(value=None, make=_reading(slot, steps), dims=dims, slot=None if steps else slot)
             if isinstance(argument, tuple):
                 return _sequence([bind(a) for a in argument])
@@ -193,7 +200,9 @@ class CallPlan:
         self.lead = leads(self._dims, self.results)
         # An in-place call has the kernel of its out-of-place form; it has a copy of what it would change.
         kernel = table.get(self.target) or table.get(self.target.rsplit(".", 1)[0].rstrip("_"))
-        plain = (self.lead and kernel in PLAIN_WHERE_LEAD) or (self._whole() and kernel in PLAIN_WHERE_WHOLE)
+        plain = (self.lead and kernel in kernels_dense.PLAIN_WHERE_LEAD) or (
+            kernel in _PLAIN_WHERE_WHOLE and self._whole()
+        )
         self._kernel = None if plain else kernel
         self._quick = None if self._kernel is not None or self._devices else self._called_with(bound)
 
@@ -270,6 +279,26 @@ class CallPlan:
             found = self._operation(*arguments, **self._keywords)
         return (found,) if isinstance(found, Tensor) else found[: len(self.shapes)]
 
+    def caller(
+        self, numbers: Sequence[int], seed: Callable[[], int], device: torch.device
+    ) -> Callable[[dict[int, Tensor]], Tensor]:
+        """The call as a function of the tensors by number; the first result, the others are entered.
+
+        Args:
+            numbers: Those of the results.
+            seed: The one of the iteration.
+            device: As for `run`.
+        """
+        if len(numbers) > 1:
+
+            def several(slots: dict[int, Tensor]) -> Tensor:
+                found = self.run(slots, seed(), device)
+                slots.update(zip(numbers, found, strict=True))
+                return found[0]
+
+            return several
+        return self._quick or (lambda slots: self.run(slots, seed(), device)[0])
+
     def check(self, results: Sequence[Tensor]) -> None:
         """Checks the shapes of results, which are the same in each iteration."""
         for shape, found in zip(self.shapes, results, strict=True):
@@ -340,6 +369,9 @@ def leads(dims: Mapping[str, Any], results: tuple[LocalDims, ...]) -> bool:
 
 # Parts.
 
+# The numbers of all slots of a part, of which what comes before `numbers` is known.
+Numbers: TypeAlias = "Callable[[PartPlan], tuple[int, ...]]"
+
 
 class PartPlan:
     """One part of an operator.
@@ -349,6 +381,7 @@ class PartPlan:
         degrees: Number of parts of each factor.
         part: Which part, row-major.
         table: Kernels, as `soaprl.runtime.local.kernels` gives them.
+        numbers: The numbers of its slots, where they are not simply in a row from 0.
 
     Its slots are its inputs, parameters and buffers, then the results of its calls, in order.
 
@@ -356,7 +389,9 @@ class PartPlan:
         operator: The operator.
         box: The part's interval of each factor.
         shapes: The shapes of the regions that the part reads, by slot.
-        arranged: Where a region must become an operand first: its slot, and how.
+        arranged: Where a region must become an operand first: its slot (counted from 0), and how.
+        stored: For each output the shape of its result, and what makes a region of it.
+        numbers: The number of each slot; of a region, that of the operand that it becomes.
         calls: One plan for each call of the body.
         freed: For each call, the slots of results that nothing needs after it.
         work: The calls, as `CallPlan.run`, each with these.
@@ -365,7 +400,12 @@ class PartPlan:
     """
 
     def __init__(
-        self, operator: Operator, degrees: tuple[int, ...], part: int, table: Mapping[str, Kernel]
+        self,
+        operator: Operator,
+        degrees: tuple[int, ...],
+        part: int,
+        table: Mapping[str, Kernel],
+        numbers: "Numbers | None" = None,
     ) -> None:
         self.operator, self.box = operator, part_box(operator.extents, degrees, part)
         accesses = (*operator.inputs, *operator.parameters, *operator.buffers)
@@ -376,33 +416,45 @@ class PartPlan:
             for slot, (shape, a, found) in enumerate(zip(self.shapes, accesses, self._pieces, strict=True))
         ]
         self.arranged = tuple((slot, steps) for slot, steps in arranged if steps)
+        self.stored = tuple(
+            self._stored(access, operator.body[call].name)
+            for access, (call, _) in zip(operator.outputs, operator.body_outputs, strict=True)
+        )
         sizes = (len(accesses), *(len(call.result_dims) for call in operator.body))
         self._first_slots = tuple(accumulate(sizes))
+        self.numbers = tuple(range(sum(sizes))) if numbers is None else numbers(self)
         self.calls = tuple(
             CallPlan(call, self._dims_of, self._describe, self._slot_of, table) for call in operator.body
         )
         self.outputs = tuple(
-            (self._first_slots[call] + result, *self._stored(access, operator.body[call].name))
-            for access, (call, result) in zip(operator.outputs, operator.body_outputs, strict=True)
+            (self.number_of(call, result), *stored)
+            for stored, (call, result) in zip(self.stored, operator.body_outputs, strict=True)
         )
 
         self.freed = self._freed()
         self.work = tuple(zip((call.run for call in self.calls), self.freed, strict=True))
         self.checked = False
 
+    def number_of(self, call: int, result: int) -> int:
+        """The number of a result of a call."""
+        return self.numbers[self._first_slots[call] + result]
+
     def _freed(self) -> tuple[tuple[int, ...], ...]:
         """Results die young, so that their memory is used again while it is in the cache."""
         last = {slot: number for number, call in enumerate(self.calls) for slot in call.reads}
         for number, call in enumerate(self.calls):
-            first = self._first_slots[number]
-            last.update({slot: number for slot in range(first, first + len(call.shapes)) if slot not in last})
-        kept = {slot for slot, _, _ in self.outputs} | set(range(self._first_slots[0]))
+            results = (self.number_of(number, result) for result in range(len(call.shapes)))
+            last.update({slot: number for slot in results if slot not in last})
+        kept = {slot for slot, _, _ in self.outputs} | set(self.numbers[: self._first_slots[0]])
         return tuple(
             tuple(slot for slot, when in last.items() if when == number and slot not in kept)
             for number in range(len(self.calls))
         )
 
     def _slot_of(self, ref: Ref) -> int:
+        return self.numbers[self._local_slot(ref)]
+
+    def _local_slot(self, ref: Ref) -> int:
         operator = self.operator
         if ref.source == "call":
             return self._first_slots[ref.index] + ref.result
@@ -419,7 +471,7 @@ class PartPlan:
     def _describe(self, ref: Ref) -> Operand:
         if ref.source != "call":
             # Regions are arranged once, when the part begins.
-            return Operand(steps=(), pieces=self._pieces[self._slot_of(ref)])
+            return Operand(steps=(), pieces=self._pieces[self._local_slot(ref)])
         dims = self._dims_of(self.operator.body[ref.index].result_dims[ref.result])
         return _of_result(dims, ref.layout, self.box)
 

@@ -66,6 +66,8 @@ class RankState:
         kept: What is there between iterations: the first, or, where parameters are sharded, parts of them.
         all_updated: What all ranks update, as rank and block.
         buffers: The buffers that it holds, whole and in their stored shapes.
+        tasks: What carries out its tasks.
+        apart: Whether somebody follows the rank, so that each pass is to be bound alone.
         loss: The loss of the last iteration, float64, once its reduction has been entered.
         gradient_norm: The norm of all gradients, once its reduction has been entered.
     """
@@ -102,7 +104,8 @@ class RankState:
         }
         self._buffers = RankBuffers(self.graph, self.program, state, device, table)
         self.buffers = self._buffers.content
-        self._tasks = RankTasks(
+        self.apart = False
+        self.tasks = RankTasks(
             self.graph,
             self.program,
             work.strategy.configs,
@@ -117,7 +120,7 @@ class RankState:
 
     def begin(self, seed: int) -> None:
         """Begins an iteration; `seed` is that of its random numbers."""
-        self._tasks.begin(seed)
+        self.tasks.begin(seed)
         self._buffers.begin()
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
@@ -132,17 +135,21 @@ class RankState:
     def load_inputs(self, step: LoadInputs, batch: Fetch) -> None:
         """Takes the blocks of the step from the batch."""
         for block in step.blocks:
-            self._tasks.inputs.put(block, batch(self._work.origin(block)).to(self.device))
+            self.tasks.inputs.put(block, batch(self._work.origin(block)).to(self.device))
 
     def make_constants(self, step: MakeConstants) -> None:
         """Runs the calls of the step."""
-        self._buffers.make_constants(step, self._tasks.seed)
+        self._buffers.make_constants(step, self.tasks.seed)
 
     # Tasks.
 
-    def bound(self, step: Forward | Backward) -> Run | None:
-        """What carries out a pass of a task, or a stage of it; None where there is nothing to be done."""
-        return self._tasks.bound(step)
+    def forward(self, steps: Sequence[tuple[int, Forward, tuple[int, ...]]]) -> Run:
+        """What carries out forward passes that follow each other; see `RankTasks.forward`."""
+        return self.tasks.forward(steps)
+
+    def backward(self, step: Backward) -> Run | None:
+        """What carries out a backward pass; None where that of another task takes it with it."""
+        return self.tasks.backward(step)
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """The context in which iterations run."""
@@ -162,17 +169,17 @@ class RankState:
         for piece in message.pieces:
             if direction == "forward":
                 own = self._own[piece.tensor, piece.part]
-                content = self._tasks.exact(own)
+                content = self.tasks.exact(own)
                 if piece.box != own.box:
                     content = content[inside(piece.box, own.box)]
             else:
-                gradient = self._tasks.gradients.pop(piece)
+                gradient = self.tasks.gradients.pop(piece)
                 content = self._zeros(piece) if gradient is None else gradient
             found.append(content.reshape(-1))
         return found
 
     def _zeros(self, piece: Piece) -> Tensor:
-        dtype = self._tasks.dtype_of(piece.tensor)
+        dtype = self.tasks.dtype_of(piece.tensor)
         return torch.zeros(num_elements(piece.box), dtype=dtype, device=self.device)
 
     def incoming(self, message: Message, direction: Direction, contents: Sequence[Tensor]) -> None:
@@ -180,27 +187,27 @@ class RankState:
         for piece, content in zip(message.pieces, contents, strict=True):
             shaped = content.reshape([stop - start for start, stop in piece.box])
             if direction == "forward":
-                self._tasks.keep(piece, shaped)
+                self.tasks.keep(piece, shaped)
             else:
-                self._tasks.gradients.add(self._own[piece.tensor, piece.part], piece.box, shaped)
+                self.tasks.gradients.add(self._own[piece.tensor, piece.part], piece.box, shaped)
 
     def drops(self) -> tuple[tuple[int, ...], ...]:
         """What each step of the program needs for the last time, for `drop`."""
-        return tuple(tuple(self._tasks.place(p) for p in pieces) for pieces in last_uses(self.program))
+        return tuple(tuple(self.tasks.place(p) for p in pieces) for pieces in last_uses(self.program))
 
     def drop(self, pieces: Iterable[int]) -> None:
         """Forgets the content of pieces, as `drops` has them."""
         for piece in pieces:
-            del self._tasks.values[piece]
+            del self.tasks.values[piece]
 
     def value(self, piece: Piece) -> Tensor:
         """The content of a piece that has not been dropped."""
-        return self._tasks.value(piece)
+        return self.tasks.value(piece)
 
     @property
     def num_held(self) -> int:
         """Pieces, gradients and tasks that are still held."""
-        return len(self._tasks)
+        return len(self.tasks)
 
     def release(self, step: ReleaseParameters) -> None:
         """Gives up parameters that were gathered."""
@@ -213,9 +220,9 @@ class RankState:
         how = self._options.compression
         if not isinstance(step, ReduceGradients | ScatterGradients) or how == "none" or len(step.group) == 1:
             return None
-        if not shortens(how, self._tasks.dtype_of(summed_blocks(step)[0].tensor)):
+        if not shortens(how, self.tasks.dtype_of(summed_blocks(step)[0].tensor)):
             return None
-        return EncodedSum(step, self.contribution(step), how, rank=self.program.rank, seed=self._tasks.seed)
+        return EncodedSum(step, self.contribution(step), how, rank=self.program.rank, seed=self.tasks.seed)
 
     def contribution(self, step: Collective, scale: float = 1.0) -> list[Tensor]:
         """What this rank gives to a step of a group.
@@ -232,7 +239,7 @@ class RankState:
         if isinstance(step, SumPartials):
             return [self._partial(step)]
         if isinstance(step, ReduceStatistics):
-            return [self._tasks.statistics.contribution(step)]
+            return [self.tasks.statistics.contribution(step)]
         if isinstance(step, ReduceGradients):
             return self._held.whole_gradients(step.cells)
         if isinstance(step, ScatterGradients):
@@ -254,7 +261,7 @@ class RankState:
         elif isinstance(step, SumPartials):
             self._enter_sum(step, totals[0])
         elif isinstance(step, ReduceStatistics):
-            self._tasks.statistics.enter(step, totals[0], self._tasks.staged)
+            self.tasks.statistics.enter(step, totals[0], self.tasks.staged)
         elif isinstance(step, ReduceGradients):
             self._held.enter_gradients(step.cells, totals)
         elif isinstance(step, ScatterGradients):
@@ -282,8 +289,8 @@ class RankState:
         """What this rank wrote, or what its readers gave as the gradient of the sum."""
         if step.direction == "forward":
             own = step.pieces[step.group.index(self.program.rank)]
-            return self._tasks.exact(own)
-        gradient = self._tasks.gradients.pop(step.total)
+            return self.tasks.exact(own)
+        gradient = self.tasks.gradients.pop(step.total)
         if gradient is not None:
             return gradient
         shape = [stop - start for start, stop in step.total.box]
@@ -291,10 +298,10 @@ class RankState:
 
     def _enter_sum(self, step: SumPartials, total: Tensor) -> None:
         if step.direction == "forward":
-            self._tasks.keep(step.total, total)
+            self.tasks.keep(step.total, total)
         else:
             own = step.pieces[step.group.index(self.program.rank)]
-            self._tasks.gradients.add(own, own.box, total)
+            self.tasks.gradients.add(own, own.box, total)
 
     def _loss(self, step: ReduceLoss, scale: float) -> Tensor:
         if not step.pieces:
@@ -302,12 +309,12 @@ class RankState:
         loss = step.pieces[0].tensor
         operator = self.graph.operators[self.graph.producer[loss]]
         how = next(access.combine for access in operator.outputs if access.tensor == loss)
-        parts = [self._tasks.value(piece) for piece in step.pieces]
+        parts = [self.tasks.value(piece) for piece in step.pieces]
         whole = combined(parts, how)
         if operator.has_backward:
             for piece, gradient in zip(step.pieces, _seeds(parts, how, scale * step.weight), strict=True):
                 if (piece.tensor, piece.part) in self._own and gradient is not None:
-                    self._tasks.gradients.add(piece, piece.box, gradient)
+                    self.tasks.gradients.add(piece, piece.box, gradient)
         if not step.counted:
             return torch.zeros((), dtype=torch.float64, device=self.device)
         value = whole.reshape(()).double()

@@ -75,6 +75,7 @@ class RankParameters:
         self._gradients = ParameterGradients(self.blocks)
         updates = [step for step in program.steps if isinstance(step, Update)]
         self.updated = {block: self._updated(block) for step in updates for block in step.parameters}
+        self._only_updated = [p for block, p in self.updated.items() if p is not self.blocks.get(block)]
         self._updated_of = _by_tensor(self.updated)
         self._present: Counter[Block] = Counter()
         self._taken = self._summed_blocks(program)
@@ -172,7 +173,7 @@ class RankParameters:
     def clear(self) -> None:
         """Forgets all gradients: they are zero; and what an interrupted iteration may have left."""
         self._gradients.clear()
-        for parameter in self.updated.values():
+        for parameter in self._only_updated:
             parameter.grad = None
         for block in self._present:
             if block not in self._landing:

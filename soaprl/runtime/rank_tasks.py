@@ -1,15 +1,15 @@
 """The tasks of one rank: what carries out their forward and backward passes, worked out once.
 
 An iteration runs the same steps on the same places, so that what a step touches is looked up when it is first
-carried out: `RankTasks.bound` gives a function without arguments. Pieces are kept by number; which regions
-are one piece, a parameter or a buffer as it is, which results leave the segment, and whether anything is
-differentiated are known then. What is left for an iteration is to call the library.
+bound: which regions are one piece, a parameter or a buffer as it is, which results leave the segment, and
+whether anything is differentiated. What is left for an iteration is to call the library, as
+`soaprl.runtime.tapes` does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,20 +17,20 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from soaprl.graph.operators import OperatorGraph, TensorRole
 from soaprl.runtime.calls import Kernel
-from soaprl.runtime.local import PartRun
+from soaprl.runtime.plans import PartPlan, TensorStep, apply
 from soaprl.runtime.program import Backward, Block, CompileOptions, Forward, Piece, RankProgram
 from soaprl.runtime.rank_buffers import RankBuffers
 from soaprl.runtime.rank_parameters import RankParameters
 from soaprl.runtime.segments import Task, differentiate, enter
 from soaprl.runtime.statistics_tables import StatisticsTables
 from soaprl.runtime.stores import BlockStore, GradientSums
+from soaprl.runtime.tapes import Position, Slots, Tape, TapeCall, TapeTask
 from soaprl.runtime.task_plans import ReadPlan, TaskPlan, TaskPlans
 from soaprl.runtime.tasks import StagedTask
 from soaprl.strategy.strategy import OpConfig
 
 # Carries out a step.
 Run: TypeAlias = Callable[[], None]
-_Regions: TypeAlias = Callable[[], list[Tensor]]
 
 
 class RankTasks:
@@ -48,8 +48,9 @@ class RankTasks:
 
     Attributes:
         seed: Of the random numbers of the iteration.
+        position: Where the rank is in its program.
         places: The number of each piece that the rank has at some time.
-        values: The pieces that are there, by number.
+        values: What is there, by number.
         gradients: What was given to pieces so far.
         inputs: The blocks of the graph inputs.
         statistics: Batch statistics on their way.
@@ -72,15 +73,18 @@ class RankTasks:
         self._parameters, self._buffers = parameters, buffers
         self._plans = TaskPlans(graph, program, configs, options, table, parameters, buffers.in_place)
         self._last = _last_tasks(program, self._plans.segment_of)
+        self.position = Position()
         self.places: dict[Piece, int] = {}
-        self.values: dict[int, Tensor] = {}
-        self.seed = 0
+        self.values: Slots = {}
+        self._constants: Slots = {}
+        self._count = 0
         self.begin(0)
 
     def begin(self, seed: int) -> None:
         """Forgets the last iteration; `seed` is that of the next one's random numbers."""
         self.seed = seed
         self.values.clear()
+        self.values.update(self._constants)
         self.gradients, self.inputs, self.statistics = GradientSums(), BlockStore(), StatisticsTables()
         self.staged: dict[Task, StagedTask] = {}
         # By segment: what it wrote whose gradients come from elsewhere.
@@ -88,11 +92,18 @@ class RankTasks:
 
     def __len__(self) -> int:
         """Pieces, gradients and tasks that are still held."""
-        return len(self.values) + len(self.gradients) + len(self.staged) + len(self._outputs)
+        found = len(self.values) - len(self._constants)
+        return found + len(self.gradients) + len(self.staged) + len(self._outputs)
 
     def place(self, piece: Piece) -> int:
         """The number of a piece."""
-        return self.places.setdefault(piece, len(self.places))
+        if piece not in self.places:
+            self.places[piece] = self._new()
+        return self.places[piece]
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count
 
     def keep(self, piece: Piece, content: Tensor) -> None:
         """Takes the content of a piece."""
@@ -106,98 +117,149 @@ class RankTasks:
         """The same, in the type that others see."""
         return self.value(piece).to(self.dtype_of(piece.tensor))
 
-    def bound(self, step: Forward | Backward) -> Run | None:
-        """What carries out a step in any iteration; None where there is nothing to be done."""
-        return self._forward(step) if isinstance(step, Forward) else self._backward(step)
-
     # Forward passes.
 
-    def _forward(self, step: Forward) -> Run:
+    def on_a_tape(self, step: Forward) -> bool:
+        """Whether a task may be on a tape: it runs in one go, and records nothing."""
         plan = self._plans.of(step)
-        results = self._results(step, plan)
-        if plan.segment < 0:
-            results = torch.no_grad()(results)
-        if not step.writes:
-            return partial(self._keep_row, (step.operator, step.part), results)
-        places, values = [self.place(piece) for piece in step.writes], self.values
-        if any(plan.outer):
-            return partial(self._keep_outer, plan, step.writes, places, results)
-        if len(places) > 1:
-            return lambda: values.update(zip(places, results(), strict=True))
-        (place,) = places
+        return not (plan.stops or plan.recorded)
 
-        def run() -> None:
-            (values[place],) = results()
+    def differentiated(self, step: Forward) -> bool:
+        """Whether a task has a backward pass."""
+        return self._plans.of(step).segment >= 0
 
-        return run
+    def forward(self, steps: Sequence[tuple[int, Forward, tuple[int, ...]]]) -> Run:
+        """What carries out forward passes that follow each other, all or none of them differentiated.
 
-    def _keep_row(self, key: Task, results: Callable[[], list[Tensor]]) -> None:
-        (self.statistics.rows[key],) = results()
+        Args:
+            steps: One, or several that may be on a tape: the number of each in the program, the step, and
+                the numbers of what is not needed after it.
+        """
+        first = steps[0][1]
+        if self.on_a_tape(first):
+            shapes: dict[int, Sequence[int]] = {}
+            tasks = [self._task(number, step, drops, shapes) for number, step, drops in steps]
+            run: Run = Tape(self.values, self.position, tasks, shapes).run
+        else:
+            ((_, _, drops),) = steps
+            run = partial(self._staged, first, self._plans.of(first), self._beginning(first), drops)
+        return run if self.differentiated(first) else torch.no_grad()(run)
 
-    def _keep_outer(
-        self, plan: TaskPlan, pieces: Sequence[Piece], places: Sequence[int], results: _Regions
-    ) -> None:
-        """Keeps what a task wrote, and the edges of what leaves its segment."""
-        for piece, place, result, outer in zip(pieces, places, results(), plan.outer, strict=True):
-            if outer:
-                # With autocast it may be in a shorter type; what leaves the segment is not.
-                result = result.to(self.dtype_of(piece.tensor))
-                # A task that reads nothing gives zeros, which are not differentiable.
-                edge = get_gradient_edge(result) if result.requires_grad else None
-                self._outputs.setdefault(plan.segment, []).append((piece, edge))
-            self.values[place] = result
+    def _task(
+        self, number: int, step: Forward, drops: tuple[int, ...], shapes: dict[int, Sequence[int]]
+    ) -> TapeTask:
+        plan, calls, own = self._plans.of(step), list[TapeCall](), list[int]()
+
+        def added(call: Callable[[Slots], Tensor]) -> int:
+            own.append(self._new())
+            calls.append(TapeCall(own[-1], call, ()))
+            return own[-1]
+
+        regions = [
+            content if isinstance(content, int) else added(partial(_made, content))
+            for content in self._contents(plan)
+        ]
+        kept = dict[tuple[int, int], int]()
+
+        def numbers(part: PartPlan) -> tuple[int, ...]:
+            """Regions are where they are, or arranged; results that are pieces become them."""
+            shapes.update(zip(regions, part.shapes, strict=True))
+            how = dict(part.arranged)
+            operands = [
+                added(partial(_applied, how[k], slot)) if k in how else slot for k, slot in enumerate(regions)
+            ]
+            results = zip(part.operator.body_outputs, plan.written, plan.outer, part.stored, strict=True)
+            for result, piece, outer, (_, steps) in results:
+                if not outer and not steps:
+                    kept.setdefault(result, self.place(piece))
+            counts = [len(call.result_dims) for call in part.operator.body]
+            made = [(call, result) for call, count in enumerate(counts) for result in range(count)]
+            return (*operands, *(kept[key] if key in kept else self._new() for key in made))
+
+        part = plan.part(numbers)
+        for index, call in enumerate(part.calls):
+            slots = [part.number_of(index, result) for result in range(len(call.shapes))]
+            shapes.update(zip(slots, call.shapes, strict=True))
+            caller = call.caller(slots, lambda: self.seed, self._device)
+            calls.append(TapeCall(slots[0], caller, part.freed[index]))
+        for piece, outer, (slot, _, how) in zip(plan.written, plan.outer, part.outputs, strict=True):
+            if self.place(piece) != slot:
+                leaving = partial(self._leaving, plan.segment, piece) if outer else None
+                calls.append(TapeCall(self.place(piece), partial(_stored, slot, how, leaving), ()))
+                own += [] if slot in kept.values() else [slot]
+        return TapeTask(number, tuple(calls), (*dict.fromkeys(own), *drops))
+
+    def _leaving(self, segment: int, piece: Piece, result: Tensor) -> Tensor:
+        """What a task wrote whose gradient comes from elsewhere than its segment."""
+        # With autocast it may be in a shorter type; what leaves the segment is not.
+        result = result.to(self.dtype_of(piece.tensor))
+        # A task that reads nothing gives zeros, which are not differentiable.
+        edge = get_gradient_edge(result) if result.requires_grad else None
+        self._outputs.setdefault(segment, []).append((piece, edge))
+        return result
 
     def dtype_of(self, tensor: int) -> torch.dtype:
         """The type of what tasks write of a tensor, as others see it."""
         dtype: torch.dtype = getattr(torch, self._graph.tensors[tensor].dtype)
         return dtype
 
-    def _results(self, step: Forward, plan: TaskPlan) -> Callable[[], list[Tensor]]:
-        regions = self._regions(plan)
-        if plan.stops or plan.recorded:
-            return partial(self._staged, step, plan, regions)
-        part = plan.part
-        return lambda: PartRun(part, regions(), seed=self.seed).finish()
+    # Tasks in stages, or that are recorded.
 
-    def _staged(self, step: Forward, plan: TaskPlan, regions: _Regions) -> list[Tensor]:
+    def _beginning(self, step: Forward) -> Callable[[], StagedTask]:
+        """Makes the task of an iteration."""
+        plan = self._plans.of(step)
+        contents, part = self._contents(plan), plan.part()
+
+        def begun() -> StagedTask:
+            regions = [self.values[c] if isinstance(c, int) else c() for c in contents]
+            return StagedTask(part, regions, seed=self.seed, stops=plan.stops, recorded=plan.recorded)
+
+        return begun
+
+    def _staged(
+        self, step: Forward, plan: TaskPlan, begun: Callable[[], StagedTask], drops: tuple[int, ...]
+    ) -> None:
+        self._to_next_stage(step, plan, begun)
+        for place in drops:
+            del self.values[place]
+
+    def _to_next_stage(self, step: Forward, plan: TaskPlan, begun: Callable[[], StagedTask]) -> None:
         key = (step.operator, step.part)
         if step.stage == 0:
-            self.staged[key] = StagedTask(
-                plan.part, regions(), seed=self.seed, stops=plan.stops, recorded=plan.recorded
-            )
+            self.staged[key] = begun()
         task = self.staged[key]
         results = task.forward(self.statistics.tables.get(key) if step.stage else None)
-        if step.writes:
-            if task.statistics:
-                self._buffers.running.record(
-                    step.operator, self._configs[step.operator], step.part, task.statistics
-                )
-            if plan.segment < 0 or not plan.stops:
-                del self.staged[key]
-        return results
+        if not step.writes:
+            (self.statistics.rows[key],) = results
+            return
+        if task.statistics:
+            self._buffers.running.record(
+                step.operator, self._configs[step.operator], step.part, task.statistics
+            )
+        if plan.segment < 0 or not plan.stops:
+            del self.staged[key]
+        for piece, result, outer in zip(step.writes, results, plan.outer, strict=True):
+            self.keep(piece, self._leaving(plan.segment, piece, result) if outer else result)
 
     # What a task reads: inputs, parameters, buffers.
 
-    def _regions(self, plan: TaskPlan) -> _Regions:
-        known: list[Any] = [*(self._input(read, plan) for read in plan.reads)]
-        known += [
-            partial(self._parameters.entered, block) if content is None else content
-            for content, block in zip(plan.parameters, plan.blocks, strict=True)
-        ]
-        known += [self._buffers.bound(block) for block in plan.buffers]
-        made = [(number, content) for number, content in enumerate(known) if not isinstance(content, Tensor)]
+    def _contents(self, plan: TaskPlan) -> list[int | Callable[[], Tensor]]:
+        """Where each region is, or what gives it."""
+        found: list[int | Tensor | Callable[[], Tensor]] = [self._input(read, plan) for read in plan.reads]
+        for content, block in zip(plan.parameters, plan.blocks, strict=True):
+            found.append(partial(self._parameters.entered, block) if content is None else content)
+        found += [self._buffers.bound(block) for block in plan.buffers]
+        return [self._constant(content) if isinstance(content, Tensor) else content for content in found]
 
-        def regions() -> list[Tensor]:
-            found = known.copy()
-            for number, make in made:
-                found[number] = make()
-            return found
+    def _constant(self, content: Tensor) -> int:
+        """The number of something that is there in every iteration."""
+        number = self._new()
+        self._constants[number] = self.values[number] = content
+        return number
 
-        return regions
-
-    def _input(self, read: ReadPlan, task: TaskPlan) -> Callable[[], Tensor] | Tensor:
+    def _input(self, read: ReadPlan, task: TaskPlan) -> int | Tensor | Callable[[], Tensor]:
         if read.piece is not None:
-            return partial(self.values.__getitem__, self.place(read.piece))
+            return self.place(read.piece)
         wanted = read.assembly.read
         role, block = self._graph.tensors[wanted.tensor].role, Block(tensor=wanted.tensor, box=wanted.box)
         if role is TensorRole.INPUT:
@@ -231,7 +293,8 @@ class RankTasks:
 
     # Backward passes.
 
-    def _backward(self, step: Backward) -> Run | None:
+    def backward(self, step: Backward) -> Run | None:
+        """What carries out a backward pass; None where that of another task takes it with it."""
         key = (step.operator, step.part)
         segment = self._plans.segment_of[key]
         if step.stage == 0 and self._last[segment] != key:
@@ -262,6 +325,21 @@ class RankTasks:
     def _arithmetic(self) -> AbstractContextManager[object]:
         """Gradients are computed in the types of what was computed."""
         return nullcontext() if self._exact else torch.autocast(self._device.type, enabled=False)
+
+
+def _made(make: Callable[[], Tensor], slots: Slots) -> Tensor:
+    return make()
+
+
+def _applied(steps: tuple[TensorStep, ...], slot: int, slots: Slots) -> Tensor:
+    return apply(steps, slots[slot])
+
+
+def _stored(
+    slot: int, steps: tuple[TensorStep, ...], leaving: Callable[[Tensor], Tensor] | None, slots: Slots
+) -> Tensor:
+    result = apply(steps, slots[slot])
+    return result if leaving is None else leaving(result)
 
 
 def _last_tasks(program: RankProgram, segment_of: Mapping[Task, int]) -> dict[int, Task]:

@@ -28,6 +28,7 @@ class BlockStore:
         shape = tuple(stop - start for start, stop in block.box)
         assert tuple(content.shape) == shape, f"expected the block {shape}, found {tuple(content.shape)}"
         self._held.setdefault(block.tensor, []).append((block.box, content))
+        self._views[block] = content
 
     def holds(self, block: Block) -> bool:
         """Whether one held block has all of `block`, so that `read` gives a view."""
@@ -42,8 +43,9 @@ class BlockStore:
 
     def read(self, block: Block) -> Tensor:
         """The content of `block`: a view where one held block has all of it, else put together."""
-        if block in self._views:
-            return self._views[block]
+        known = self._views.get(block)
+        if known is not None:
+            return known
         for box, content in self._held.get(block.tensor, ()):
             if common(box, block.box) == block.box:
                 found = self._views[block] = content[inside(block.box, box)]
@@ -79,14 +81,14 @@ class ParameterGradients:
         for block, parameter in parameters.items():
             if parameter.requires_grad:
                 self._held.setdefault(block.tensor, []).append((block.box, parameter))
+        self._trained = [parameter for held in self._held.values() for _, parameter in held]
         self._overlaps: dict[Block, list[tuple[Box, Box, nn.Parameter]]] = {}
         self._wholes: dict[int, tuple[tuple[Block, ...], tuple[nn.Parameter, ...] | None]] = {}
 
     def clear(self) -> None:
         """Forgets all gradients: they are zero."""
-        for held in self._held.values():
-            for _, parameter in held:
-                parameter.grad = None
+        for parameter in self._trained:
+            parameter.grad = None
 
     def known(self, block: Block) -> Tensor | None:
         """The gradient of a part of one held block: a view; None for zero."""

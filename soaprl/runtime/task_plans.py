@@ -1,15 +1,18 @@
 """How one rank runs its tasks: what stays the same in all iterations."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from soaprl.graph.factors import part_box
-from soaprl.graph.operators import Operator, OperatorGraph
+from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.boxes import inside
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.kernels_dense import without_running_statistics
-from soaprl.runtime.plans import PartPlan
+from soaprl.runtime.plans import PartPlan, apply
 from soaprl.runtime.program import Block, CompileOptions, Forward, Piece, RankProgram, Read
 from soaprl.runtime.rank_parameters import RankParameters
 from soaprl.runtime.segments import Task, outer_outputs, segments_of
@@ -39,7 +42,7 @@ class TaskPlan:
     """What stays the same in all iterations of one task.
 
     Attributes:
-        part: The part of the operator.
+        part: Makes the plan of the part of the operator; its slots may be given numbers.
         segment: The number of the segment whose graph it is in; -1 without a backward pass.
         reads: How it gets each input.
         parameters: For each parameter its content, or None where that must be entered.
@@ -51,7 +54,7 @@ class TaskPlan:
         outer: For each of these, whether gradients come from elsewhere than the segment.
     """
 
-    part: PartPlan
+    part: Callable[..., PartPlan]
     segment: int
     reads: tuple[ReadPlan, ...]
     parameters: tuple[Tensor | None, ...]
@@ -107,14 +110,17 @@ class TaskPlans:
         box = boxes[step.part]
         written = tuple(Piece(tensor=a.tensor, part=step.part, box=region(a, box)) for a in operator.outputs)
         stops = tuple(n.call for n in synchronized_calls(operator, boxes, self._options.batch_norm))
-        part, recorded = PartPlan(operator, config.degrees, step.part, self._table), step.statistics
-        if recorded and not stops and self._updates_itself(operator, recorded):
-            updating = {target: k for target, k in self._table.items() if k is not without_running_statistics}
-            part, recorded = PartPlan(operator, config.degrees, step.part, updating), ()
+        table, recorded = self._table, step.statistics
+        if recorded and not stops:
+            updating = {target: k for target, k in table.items() if k is not without_running_statistics}
+            part = PartPlan(operator, config.degrees, step.part, updating)
+            if self._updates_itself(part, recorded):
+                table, recorded = updating, ()
+        segment = self.segment_of.get(key, -1)
         plan = self._known[key] = TaskPlan(
-            part=part,
-            segment=self.segment_of.get(key, -1),
-            reads=tuple(self._read_plan(read, self.segment_of.get(key, -1)) for read in step.reads),
+            part=partial(PartPlan, operator, config.degrees, step.part, table),
+            segment=segment,
+            reads=tuple(self._read_plan(read, segment) for read in step.reads),
             parameters=tuple(
                 self._parameters.content(block, access.gradient and operator.has_backward)
                 for block, access in zip(step.parameters, operator.parameters, strict=True)
@@ -130,12 +136,28 @@ class TaskPlans:
         )
         return plan
 
-    def _updates_itself(self, operator: Operator, recorded: tuple[int, ...]) -> bool:
+    def _updates_itself(self, part: PartPlan, recorded: tuple[int, ...]) -> bool:
         """Whether the library may update all running statistics that a task reads, where they are."""
+        operator = part.operator
         found = [n for n in normalizations(operator) if n.running is not None]
-        touched = {operator.buffers[position].tensor for n in found for position in n.running or ()}
         others = any("instance_norm" in call.target for call in operator.body)
-        return not others and {n.call for n in found} == set(recorded) and touched <= self._in_place
+        return (
+            not others
+            and {n.call for n in found} == set(recorded)
+            and all(self._where_it_is(part, n.call, k) for n in found for k in n.running or ())
+        )
+
+    def _where_it_is(self, part: PartPlan, call: int, position: int) -> bool:
+        """Whether a call gets a buffer itself, and not a copy of what it needs of it."""
+        operator = part.operator
+        access, slot = operator.buffers[position], len(operator.inputs) + len(operator.parameters) + position
+        if access.tensor not in self._in_place or slot not in part.calls[call].plainly:
+            return False
+        shape = self._graph.tensors[access.tensor].refined_shape
+        whole = torch.empty(shape)
+        own = whole[inside(region(access, part.box), tuple((0, extent) for extent in shape))]
+        given = apply(dict(part.arranged).get(slot, ()), own)
+        return given.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
     def _read_plan(self, read: Read, segment: int) -> ReadPlan:
         how = "sum"

@@ -19,12 +19,13 @@ from soaprl.errors import ExecutionError, unknown_name
 from soaprl.graph.capture import graph_from_factory
 from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.batches import Batches
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, join_process_group
 from soaprl.runtime.distributed.runtime import initialize_distributed
 from soaprl.runtime.logical import LogicalRanks
-from soaprl.runtime.model_state import StateDict, input_tensors, module_tensors, tensors_of_state_dict
+from soaprl.runtime.model_state import StateDict, module_tensors, tensors_of_state_dict
 from soaprl.runtime.optimization import MakeOptimizer, MakeSchedule, RankOptimizer
 from soaprl.runtime.program import BatchNorm, Block, CompileOptions, Precision, Program
 from soaprl.runtime.rank import RankState
@@ -193,7 +194,7 @@ class LogicalRuntime:
     ) -> None:
         self.graph, self.program, self.ranks = graph, program, ranks
         self.num_iterations = 0
-        self._optimizers = optimizers
+        self._optimizers, self._batches = optimizers, Batches(graph)
         self._original = {name: tensor.detach().clone() for name, tensor in original.items()}
         self._seed = seed
 
@@ -203,14 +204,12 @@ class LogicalRuntime:
         Raises:
             ExecutionError: The batch is not like the one that the model was captured with.
         """
-        batch = input_tensors(self.graph, pytree.tree_leaves((args, kwargs)))
+        batch = self._batches.fetch(args, kwargs)
 
         def update(state: RankState) -> None:
             self._optimizers[state.program.rank].step()
 
-        loss = self.ranks.iterate(
-            blocks_of(self.graph, batch), seed=(self._seed << 32) + self.num_iterations, update=update
-        )
+        loss = self.ranks.iterate(batch, seed=(self._seed << 32) + self.num_iterations, update=update)
         self.num_iterations += 1
         return loss
 

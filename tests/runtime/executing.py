@@ -58,7 +58,10 @@ def execute(
     seed: int = 0,
     options: CompileOptions | None = None,
 ) -> tuple[Outcome, Program, LogicalRanks]:
-    """Compiles and runs one iteration."""
+    """Compiles and runs one iteration, each task by itself and watched; then again, on tapes.
+
+    What comes of the second must be the same to the last bit.
+    """
     program = compile_program(graph, strategy, num_ranks=num_ranks, options=options)
     check_program(program, graph)
     content = {**literal_tensors(graph), **sources(graph, module, args)}
@@ -70,8 +73,24 @@ def execute(
 
     loss = ranks.iterate(blocks_of(graph, content), seed=seed, watch=watch)
     tensors = {tensor: whole(graph, tensor, boxes) for tensor, boxes in written.items()}
+    gradients = parameter_gradients(graph, ranks, module)
+    check_tapes(graph, ranks, module, loss, gradients, ranks.iterate(blocks_of(graph, content), seed=seed))
     loss = loss.to(getattr(torch, graph.tensors[graph.loss].dtype))
-    return Outcome(loss, parameter_gradients(graph, ranks, module), tensors), program, ranks
+    return Outcome(loss, gradients, tensors), program, ranks
+
+
+def check_tapes(
+    graph: OperatorGraph,
+    ranks: LogicalRanks,
+    module: nn.Module,
+    loss: Tensor,
+    gradients: dict[str, Tensor],
+    again: Tensor,
+) -> None:
+    """Fails unless the iteration that ended gave the same, to the last bit, as the one before."""
+    torch.testing.assert_close(again, loss, rtol=0, atol=0, equal_nan=True)
+    for name, gradient in parameter_gradients(graph, ranks, module).items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def whole(graph: OperatorGraph, tensor: int, boxes: dict[Box, list[tuple[int, Tensor]]]) -> Tensor:

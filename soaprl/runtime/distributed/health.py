@@ -10,10 +10,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, Protocol
+
+from soaprl.runtime.tapes import Position
 
 _NOTE = "soaprl/failure"
 _BEAT = "soaprl/alive/{}"
@@ -35,6 +37,11 @@ class Place(NamedTuple):
     iteration: int
     step: int
     waiting: bool
+
+
+def place_of(position: Position) -> Place:
+    """The place at which a position is now."""
+    return Place(position.iteration, position.step, position.waiting)
 
 
 class Store(Protocol):
@@ -66,11 +73,11 @@ class Health:
         timeout_s: How long a rank waits for another.
 
     Attributes:
-        where: Says where this rank is; None before its first iteration.
+        position: Where this rank is; None before its first iteration.
     """
 
     def __init__(self, store: Store | None, rank: int, num_ranks: int, *, timeout_s: float) -> None:
-        self.where: Callable[[], Place] | None = None
+        self.position: Position | None = None
         self._rank, self._num_ranks, self._timeout_s = rank, num_ranks, timeout_s
         self._beat_s = min(_LONGEST_BEAT_S, timeout_s / _BEATS)
         self._store = None if num_ranks == 1 else store
@@ -87,8 +94,8 @@ class Health:
     def _live(self, store: Store) -> None:
         try:
             for number in count():
-                where = self.where
-                store.set(_BEAT.format(self._rank), json.dumps([number, None if where is None else where()]))
+                where = None if self.position is None else place_of(self.position)
+                store.set(_BEAT.format(self._rank), json.dumps([number, where]))
                 if self._closed.wait(self._beat_s):
                     return
         except RuntimeError:

@@ -11,7 +11,7 @@ from soaprl.runtime.bound_steps import BoundStep, bound_steps
 from soaprl.runtime.calls import Kernel
 from soaprl.runtime.distributed.failures import Failures
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
-from soaprl.runtime.distributed.health import Place
+from soaprl.runtime.distributed.health import Place, place_of
 from soaprl.runtime.distributed.transport import Arrival, LinkError, Transport
 from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
@@ -68,13 +68,13 @@ class DistributedRank:
         table = kernels() if table is None else table
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
-        self._steps: tuple[BoundStep, ...] = ()
+        self._steps: dict[bool, tuple[BoundStep, ...]] = {}
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
         self._failures = Failures(self.state.graph, program, groups, timeout_s=timeout_s)
-        # The shared step at hand; the iteration, the step of the program, whether it waits for others.
+        # The shared step at hand, and where in its program the rank is.
         self._shared: Shared | None = None
-        self._iteration, self._index, self._waiting = 0, 0, False
+        self._position = self.state.tasks.position
         self.num_iterations = 0
 
     @property
@@ -105,16 +105,18 @@ class DistributedRank:
         return self.state.loss
 
     def _iterate(self, batch: Fetch, seed: int, update: UpdateRank | None, watch: Watch | None) -> None:
-        self._iteration, self._index, self._waiting = self.num_iterations, 0, False
-        self._health.where = self._place
+        position, apart = self._position, watch is not None or self.state.apart
+        position.iteration, position.step, position.waiting = self.num_iterations, 0, False
+        self._health.position = position
         self.state.begin(seed)
         self.state.clear_gradients()
         self._pending.clear()
         try:
             # Bound when they are first run, so that whoever follows the rank can do so from the beginning.
-            self._steps = self._steps or bound_steps(self.state)
-            for number, step, waits, shared, run, drops in self._steps:
-                self._index = number
+            if apart not in self._steps:
+                self._steps[apart] = bound_steps(self.state, apart=apart)
+            for number, step, waits, shared, run, drops in self._steps[apart]:
+                position.step = number
                 if waits:
                     self._complete(waits)
                 if shared is not None:
@@ -129,29 +131,25 @@ class DistributedRank:
                     self._at_the_ends(step, batch, update)
                 if drops:
                     self.state.drop(drops)
-            self._index = len(self.state.program.steps)
+            position.step = len(self.state.program.steps)
             self._complete(tuple(self._pending))
         except LinkError as error:
             assert self._shared is not None, "only shared steps need others"
-            raise self._failures.of_others(self._place(), self._shared, error) from error
+            raise self._failures.of_others(place_of(position), self._shared, error) from error
         except Exception as error:
-            raise self._failures.of_this_rank(self._place(), error) from error
+            raise self._failures.of_this_rank(place_of(position), error) from error
 
     def lost(self, what: str, error: BaseException) -> ExecutionError:
         """The error that names who did not answer, after waiting between iterations, in `what`, failed."""
         return self._failures.elsewhere(Place(self.num_iterations - 1, 0, True), what, error)
 
-    def _place(self) -> Place:
-        """Where this rank is; asked for by the thread that gives signs of life, too."""
-        return Place(self._iteration, self._index, self._waiting)
-
     def _complete(self, ids: tuple[int, ...]) -> None:
         """Lets what the shared steps `ids` brought be there."""
-        self._waiting = True
+        self._position.waiting = True
         for number in ids:
             self._shared, arrive = self._pending.pop(number)
             arrive()
-        self._waiting = False
+        self._position.waiting = False
 
     def _at_the_ends(self, step: Step, batch: Fetch, update: UpdateRank | None) -> None:
         if isinstance(step, LoadInputs):

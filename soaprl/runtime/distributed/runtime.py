@@ -6,13 +6,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from soaprl.graph.operators import OperatorGraph
+from soaprl.runtime.batches import Batches
 from soaprl.runtime.boxes import num_elements
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
 from soaprl.runtime.distributed.rank import DistributedRank
-from soaprl.runtime.model_state import StateDict, input_tensors, module_tensors, tensors_of_state_dict
+from soaprl.runtime.model_state import StateDict, module_tensors, tensors_of_state_dict
 from soaprl.runtime.optimization import MakeOptimizer, MakeSchedule, RankOptimizer
 from soaprl.runtime.program import Block, Program
 from soaprl.runtime.rank import RankState
@@ -94,7 +94,7 @@ class DistributedRuntime:
     ) -> None:
         self.graph, self.program, self.rank, self.optimizer = graph, program, rank, optimizer
         self.num_iterations = 0
-        self._groups, self._seed = groups, seed
+        self._groups, self._seed, self._batches = groups, seed, Batches(graph)
         self._original = {name: tensor.detach().cpu().clone() for name, tensor in original.items()}
 
     def step(self, *args: object, **kwargs: object) -> Tensor:
@@ -103,13 +103,13 @@ class DistributedRuntime:
         Raises:
             ExecutionError: The batch is not like the one that the model was captured with, or a rank failed.
         """
-        batch = input_tensors(self.graph, pytree.tree_leaves((args, kwargs)))
+        batch = self._batches.fetch(args, kwargs)
 
         def update(state: RankState) -> None:
             self.optimizer.step()
 
         seed = (self._seed << 32) + self.num_iterations
-        loss = self.rank.iterate(blocks_of(self.graph, batch), seed=seed, update=update)
+        loss = self.rank.iterate(batch, seed=seed, update=update)
         self.num_iterations += 1
         return loss
 
