@@ -81,9 +81,9 @@ def do(command: str) -> None:
 
 
 @contextmanager
-def hosts(num_hosts: int, megabits_per_s: float) -> Iterator[None]:
-    """Hosts whose links carry this much in each direction; they are gone afterwards."""
-    limit = f"tbf rate {megabits_per_s}mbit burst 64kb latency 500ms"
+def hosts(num_hosts: int, megabits_per_s: float, burst: str = "64kb") -> Iterator[None]:
+    """Hosts whose links carry this much in each direction after a burst at once; they are gone afterwards."""
+    limit = f"tbf rate {megabits_per_s}mbit burst {burst} latency 500ms"
     switch = name_of(num_hosts)
     try:
         for host in range(num_hosts + 1):

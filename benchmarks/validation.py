@@ -92,7 +92,8 @@ def machines(megabits: float | None) -> Iterator[None]:
     if megabits is None:
         yield
         return
-    with hosts(NUM_RANKS, megabits):
+    # Of single messages, which links are measured with, most would be within a larger burst.
+    with hosts(NUM_RANKS, megabits, burst="8kb"):
         yield
 
 
