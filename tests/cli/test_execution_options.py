@@ -118,11 +118,11 @@ def test_what_the_runtime_does_not_have_is_refused_before_anything_starts(
 ) -> None:
     (tmp_path / "model.py").write_text(MODEL)
     path, model = tmp_path / "found.json", f"{tmp_path / 'model.py'}:factory"
-    options = ("--method", "data-parallel", "--compress", "fp16")
+    options = ("--method", "data-parallel", "--precision", "tf32")
     soaprl("search", model, "-c", "cpu-1x2", "--out", path, *options)
     done = soaprl("run", path)
     assert done.code == 2
-    message = "gradient compression 'fp16', which can be simulated but not run"
+    message = "expected arithmetic in float32 or bfloat16, found tf32, which can be simulated but not run"
     assert message in " ".join(done.err.split())
     assert "Traceback" not in done.err
 

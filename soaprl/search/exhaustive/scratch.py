@@ -1,11 +1,13 @@
 """Working memory of the lower bounds."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.search.exhaustive.tables import BoundTables
+
+Shape: TypeAlias = int | tuple[int, ...]
 
 
 class Scratch(NamedTuple):
@@ -144,66 +146,27 @@ def make_scratch(tables: BoundTables) -> Scratch:
     sent = len(tables.edge_producer) * room * devices * longest
     jobs = (machines, max(2 * n * room + 1, slots + sent))
     tasks = (n, room)
-    return Scratch(
-        rows=np.zeros(n, np.int64),
-        forward_head_s=np.zeros(tasks),
-        forward_end_s=np.zeros(tasks),
-        backward_head_s=np.zeros(tasks),
-        backward_end_s=np.zeros(tasks),
-        stamp=np.zeros(tasks, np.int64),
-        job=np.zeros(tasks, np.int64),
-        num_jobs=np.zeros(machines, np.int64),
-        release_s=np.zeros(jobs),
-        duration_s=np.zeros(jobs),
-        end_s=np.zeros(jobs),
-        send_s=np.zeros(jobs),
-        order=np.zeros(jobs[1], np.int64),
-        load_s=np.zeros(devices),
-        update_s=np.zeros(devices),
-        update_release_s=np.zeros(devices),
-        mean_update_s=np.zeros(1),
-        forward_tail_s=np.zeros(tasks),
-        backward_tail_s=np.zeros(tasks),
-        forward_needs=np.zeros(tasks, np.int64),
-        forward_past=np.zeros(tasks, np.int64),
-        backward_needs=np.zeros(tasks, np.int64),
-        backward_past=np.zeros(tasks, np.int64),
-        whole_past=np.zeros(tasks, np.int64),
-        num_sent=np.zeros(1, np.int64),
-        sent_link=np.zeros(sent, np.int64),
-        sent_giver=np.zeros(sent, np.int64),
-        sent_after=np.zeros(sent, np.int64),
-        sent_busy_s=np.zeros(sent),
-        sent_tail_s=np.zeros(sent),
-        giver_tail_s=np.zeros(tasks),
-        future=np.zeros(tasks, np.int64),
-        work_s=np.zeros(machines),
-        mask=np.zeros(tasks, np.int64),
-        rest_end_s=np.zeros(n),
-        rest_last_s=np.zeros(n),
-        rest_back_end_s=np.zeros(n),
-        rest_back_last_s=np.zeros(n),
-        before_every=np.zeros(n, np.int64),
-        before_some=np.zeros(n, np.int64),
-        whole_every=np.zeros(n, np.int64),
-        whole_some=np.zeros(n, np.int64),
-        back_every=np.zeros(n, np.int64),
-        back_some=np.zeros(n, np.int64),
-        lead_s=np.zeros(n),
-        task_lead_s=np.zeros(tasks),
-        rest_tail_s=np.zeros(n),
-        rest_forward_tail_s=np.zeros(n),
-        num_slots=np.zeros(1, np.int64),
-        slot_group=np.zeros(slots, np.int64),
-        slot_cell=np.zeros(slots, np.int64),
-        slot_members=np.zeros(slots, np.int64),
-        slot_root=np.zeros(slots, np.int64),
-        slot_took_s=np.zeros(slots),
-        slot_tail_s=np.zeros(slots),
-        slot_busy_s=np.zeros((slots, machines)),
-        slot_after_s=np.zeros((slots, machines)),
-        slot_past=np.zeros(slots, np.int64),
-    )
+    named: list[tuple[Shape, str]] = [
+        (n, "rows rest_end_s rest_last_s rest_back_end_s rest_back_last_s rest_tail_s rest_forward_tail_s"),
+        (n, "before_every before_some whole_every whole_some back_every back_some lead_s"),
+        (tasks, "forward_head_s forward_end_s backward_head_s backward_end_s forward_tail_s backward_tail_s"),
+        (tasks, "forward_needs forward_past backward_needs backward_past whole_past future"),
+        (tasks, "stamp job mask giver_tail_s task_lead_s"),
+        (machines, "num_jobs work_s"),
+        (jobs, "release_s duration_s end_s send_s"),
+        (jobs[1], "order"),
+        (devices, "load_s update_s update_release_s"),
+        (1, "mean_update_s num_sent num_slots"),
+        (sent, "sent_link sent_giver sent_after sent_busy_s sent_tail_s"),
+        (slots, "slot_group slot_cell slot_members slot_root slot_past slot_took_s slot_tail_s"),
+        ((slots, machines), "slot_busy_s slot_after_s"),
+    ]
+    return Scratch(**{name: _zeros(name, shape) for shape, names in named for name in names.split()})
+
+
+def _zeros(name: str, shape: Shape) -> Any:
+    """An array of numbers, or, if its name says so, of seconds."""
+    return np.zeros(shape, np.float64 if name.endswith("_s") else np.int64)
 
 
 def _most_cells(tables: BoundTables) -> int:

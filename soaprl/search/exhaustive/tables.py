@@ -184,9 +184,7 @@ class _Builder:
 
     def tables(self) -> BoundTables:
         """All arrays."""
-        graph = self.problem.graph
-        flags = graph_tables(graph, self.index)
-        edges, n = self.index.edges, len(graph.operators)
+        flags = graph_tables(self.problem.graph, self.index)
         forward_s, backward_s = self._times()
         edge_pairs, pair_bytes = self._pairs()
         group_patterns, pattern_begin, least_update_s = self._cells()
@@ -212,18 +210,10 @@ class _Builder:
             degrees_begin=begin,
             forward_s=forward_s,
             backward_s=backward_s,
-            edge_producer=np.array([e.producer for e in edges], np.int64),
-            edge_consumer=np.array([e.consumer for e in edges], np.int64),
             edge_gradient=flags.edge_gradient,
-            edge_tensor=np.array(
-                [graph.operators[e.producer].outputs[e.output].tensor for e in edges], np.int64
-            ),
+            **self._edges(),
             edge_pairs=edge_pairs,
             pair_bytes=pair_bytes,
-            in_begin=_offsets([sum(e.consumer == o for e in edges) for o in range(n)]),
-            in_edges=np.array(sorted(range(len(edges)), key=lambda e: edges[e].consumer), np.int64),
-            out_begin=_offsets([sum(e.producer == o for e in edges) for o in range(n)]),
-            out_edges=np.array(sorted(range(len(edges)), key=lambda e: edges[e].producer), np.int64),
             group_begin=_offsets([len(g.readers) for g in self.index.groups]),
             group_readers=np.array([r for g in self.index.groups for r in g.readers], np.int64),
             group_patterns=group_patterns,
@@ -247,6 +237,22 @@ class _Builder:
             reaches=self._reaches(joint, wanted, np.ones_like(flags.edge_gradient)),
             reaches_back=self._reaches(joint, wanted, flags.edge_gradient),
         )
+
+    def _edges(self) -> dict[str, IntArray]:
+        """Which operators and tensors edges join, and the edges into and out of each operator."""
+        operators, edges = self.problem.graph.operators, self.index.edges
+        producer = np.array([e.producer for e in edges], np.int64)
+        consumer = np.array([e.consumer for e in edges], np.int64)
+        tensor = [operators[e.producer].outputs[e.output].tensor for e in edges]
+        return {
+            "edge_producer": producer,
+            "edge_consumer": consumer,
+            "edge_tensor": np.array(tensor, np.int64),
+            "in_begin": _offsets(np.bincount(consumer, minlength=len(operators)).tolist()),
+            "in_edges": np.argsort(consumer, kind="stable"),
+            "out_begin": _offsets(np.bincount(producer, minlength=len(operators)).tolist()),
+            "out_edges": np.argsort(producer, kind="stable"),
+        }
 
     def _devices(self, configs: Sequence[OpConfig]) -> IntArray:
         devices = np.zeros((len(configs), self.room), np.int64)
