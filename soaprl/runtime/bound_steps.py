@@ -7,12 +7,10 @@ from soaprl.runtime.program import (
     Backward,
     Forward,
     MakeConstants,
-    ReduceLoss,
-    ReduceNorm,
     ReleaseParameters,
     Shared,
     Step,
-    Update,
+    waits_of,
 )
 from soaprl.runtime.rank import RankState
 from soaprl.runtime.rank_tasks import Run
@@ -50,7 +48,7 @@ def bound_steps(state: RankState, *, apart: bool) -> tuple[BoundStep, ...]:
     passes: list[BoundStep] = []
     for number, (step, drops) in enumerate(zip(state.program.steps, state.drops(), strict=True)):
         shared = step if isinstance(step, Shared) else None
-        bound = BoundStep(number, step, awaited(step), shared, None, drops)
+        bound = BoundStep(number, step, waits_of(step), shared, None, drops)
         if passes and (apart or not _follows(state, passes[-1].step, bound)):
             found.append(_together(state, passes, apart))
             passes = []
@@ -87,10 +85,3 @@ def _run(state: RankState, step: Step) -> Run | None:
     if isinstance(step, ReleaseParameters):
         return partial(state.release, step)
     return None
-
-
-def awaited(step: Step) -> tuple[int, ...]:
-    """The ids that must be complete before a step."""
-    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
-        return step.waits
-    return ()

@@ -9,7 +9,6 @@ from soaprl.graph.operators import TensorRole
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.check_errors import names, wrong_rank, wrong_step
 from soaprl.runtime.check_expected import expected_blocks, expected_loss, expected_partials, expected_reads
-from soaprl.runtime.check_shared import waits_of
 from soaprl.runtime.layout import Tasks
 from soaprl.runtime.micro_batches import Unrolled
 from soaprl.runtime.program import (
@@ -33,6 +32,7 @@ from soaprl.runtime.program import (
     Step,
     SumPartials,
     Update,
+    waits_of,
 )
 from soaprl.runtime.sources import constant_arguments
 from soaprl.runtime.statistics import channel_groups, synchronized_calls

@@ -19,21 +19,18 @@ from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.check_errors import wrong_step
 from soaprl.runtime.exchanges import total_bytes
 from soaprl.runtime.program import (
-    Backward,
     Exchange,
-    Forward,
     GatherParameters,
     Message,
     Program,
     ReduceGradients,
     ReduceLoss,
     ReduceNorm,
-    ReleaseParameters,
     ScatterGradients,
     Shared,
     Step,
     SumPartials,
-    Update,
+    waits_of,
 )
 
 _Place = tuple[int, int, Shared]
@@ -93,13 +90,6 @@ def _check_sums_last(graph: OperatorGraph, rank: int, steps: tuple[Step, ...]) -
                 problem = f"it waits for the sum #{number} too early: others may wait for this rank elsewhere"
                 raise wrong_step(graph, rank, index, step, problem)
             last = number
-
-
-def waits_of(step: Step) -> tuple[int, ...]:
-    """The ids that a step waits for."""
-    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
-        return step.waits
-    return ()
 
 
 def _check_members(graph: OperatorGraph, members: list[_Place]) -> None:

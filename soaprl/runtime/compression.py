@@ -15,7 +15,7 @@ anything that is no finite number is decoded as NaN alone.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional
 from soaprl.cost.compression import find_compression
 from soaprl.runtime.boxes import num_elements
 from soaprl.runtime.program import Block, ReduceGradients, ScatterGradients
+from soaprl.runtime.sharding import own_parts
 
 SumsGradients: TypeAlias = ReduceGradients | ScatterGradients
 # The scale of a row; rows have multiples of it, so that the next scale is aligned.
@@ -159,8 +160,7 @@ class EncodedSum:
     def own_totals(self, total: Tensor) -> list[Tensor]:
         """The sums of this rank's parts of a `ScatterGradients`, from what `added` gave."""
         assert isinstance(self._step, ScatterGradients), "others want the whole sum"
-        first, last = _bounds(self._step)[self._step.group.index(self._rank)]
-        return _cut(total, self._shapes[first:last])
+        return _cut(total, self._shapes[own_parts(self._step, self._rank)])
 
     def _generator(self, device: torch.device, what: Literal["rows", "sums"]) -> torch.Generator:
         stream = random.Random(f"{self._seed} {self._step.id} {self._rank} {what}")
@@ -177,11 +177,6 @@ def _rows(step: SumsGradients, contributions: Sequence[Tensor]) -> Tensor:
         return torch.stack(rows)
     whole = torch.cat(flat)
     return functional.pad(whole, (0, -len(whole) % len(step.group))).view(len(step.group), -1)
-
-
-def _bounds(step: ScatterGradients) -> list[tuple[int, int]]:
-    """Which of the parts, one after the other, are those of each rank."""
-    return list(pairwise(accumulate((len(own) for own in step.parts), initial=0)))
 
 
 def _cut(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -7,7 +7,6 @@ as it would between processes.
 """
 
 from collections.abc import Callable, Mapping
-from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import torch
@@ -33,6 +32,7 @@ from soaprl.runtime.program import (
     Update,
 )
 from soaprl.runtime.rank import RankState
+from soaprl.runtime.sharding import own_parts
 from soaprl.runtime.stores import Fetch
 
 # What an executor calls when a rank comes to its update.
@@ -232,8 +232,8 @@ def _reduce(group: list[_RankRun]) -> None:
             totals = [c.clone() for c in contributions]
         else:
             totals = [t + c.to(t.device) for t, c in zip(totals, contributions, strict=True)]
-    for place, run in enumerate(group):
-        _enter_later(run, _taken(_collective(run), totals, place))
+    for run in group:
+        _enter_later(run, _taken(_collective(run), totals, run.rank))
 
 
 def _reduce_encoded(group: list[_RankRun]) -> bool:
@@ -263,12 +263,9 @@ def _gather(group: list[_RankRun]) -> None:
         _enter_later(run, contents)
 
 
-def _taken(step: Collective, totals: list[Tensor], place: int) -> list[Tensor]:
+def _taken(step: Collective, totals: list[Tensor], rank: int) -> list[Tensor]:
     """What a rank takes of the sums of all, of a scatter only those of its parts."""
-    if not isinstance(step, ScatterGradients):
-        return totals
-    bounds = list(pairwise(accumulate((len(parts) for parts in step.parts), initial=0)))
-    return totals[slice(*bounds[place])]
+    return totals[own_parts(step, rank)] if isinstance(step, ScatterGradients) else totals
 
 
 def _enter_later(run: _RankRun, contents: list[Tensor]) -> None:

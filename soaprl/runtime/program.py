@@ -440,6 +440,13 @@ Collective: TypeAlias = (
 Shared: TypeAlias = Exchange | Collective
 
 
+def waits_of(step: Step) -> tuple[int, ...]:
+    """The ids of the shared steps that must be complete before a step."""
+    if isinstance(step, Forward | Backward | ReduceLoss | ReduceNorm | ReleaseParameters | Update):
+        return step.waits
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankProgram:
     """What one rank holds and does.

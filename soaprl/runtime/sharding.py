@@ -14,7 +14,7 @@ from itertools import pairwise
 from soaprl.graph.factors import part_bounds
 from soaprl.runtime.boxes import common, num_elements
 from soaprl.runtime.cells import Cell
-from soaprl.runtime.program import Block
+from soaprl.runtime.program import Block, ScatterGradients
 from soaprl.strategy.strategy import Sharding
 
 
@@ -47,6 +47,13 @@ def parts_by_holder(cells: Sequence[Cell]) -> tuple[tuple[Block, ...], ...]:
         tuple(part for parts in cut if (part := parts[place]) is not None)
         for place in range(len(cells[0].holders))
     )
+
+
+def own_parts(step: ScatterGradients, rank: int) -> slice:
+    """Which of the parts of all ranks of a step, one after the other, are those of a rank."""
+    place = step.group.index(rank)
+    first = sum(map(len, step.parts[:place]))
+    return slice(first, first + len(step.parts[place]))
 
 
 def in_order(parts: Sequence[Sequence[Block]]) -> Block | None:
