@@ -7,9 +7,8 @@ last contribution that was, in buckets; at the end the updates. With micro-batch
 operator for each of them, and passes come in the order of the schedule. Where state is sharded
 (`soaprl.runtime.sharding`), reductions leave to each rank its part, and gathers bring parameters together
 again: after the update or, where parameters are sharded, before passes. This is what `soaprl.simulator`
-simulates, with four differences: pieces that go the same way at the same time are one message, small cells
-with the same holders are one reduction or gather, large partial results of a group are summed, and parameters
-that would be gathered again as soon as they are given up are kept.
+simulates, with three differences: pieces that go the same way at the same time are one message, small cells
+with the same holders are one reduction or gather, and large partial results of a group are summed.
 """
 
 from collections.abc import Iterable

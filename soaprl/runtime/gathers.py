@@ -1,13 +1,10 @@
 """When parameters that are sharded are gathered for passes, and when they are given up again.
 
-A group is a tensor for one micro-batch. It is gathered twice, for the forward and for the backward passes of
-the operators that read it, where `soaprl.simulator.pacing` has it: after the pass that is as many passes with
-parameters before its first one, in the order of its stage, as are prefetched. It is given up after its last
-pass. What is gathered or given up after a pass follows the exchange of what the pass made.
-
-What would be given up and gathered again after one and the same pass is kept instead: it would have its
-memory again at once. So the last operators of a stage are gathered once, where the simulator has a second
-gather.
+A group is a tensor for one micro-batch. It is gathered for the forward and again for the backward passes of
+the operators that read it, or kept between them, where `soaprl.simulator.pacing` has it: after the pass that
+is as many passes with parameters before its first one, in the order of its stage, as are prefetched. It is
+given up after its last pass. What is gathered or given up after a pass follows the exchange of what the pass
+made.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from soaprl.runtime.program import Direction
+from soaprl.simulator.pacing import gathered_again
 
 # A pass of all tasks of an operator.
 Pass: TypeAlias = tuple[Direction, int]
@@ -62,7 +60,7 @@ def pace(
         found.gathered.setdefault(ahead[forward[0]], []).append(group)
         if backward:
             again = ahead[backward[-1]]
-            if again is not None and place[again] > place[last]:
+            if again is not None and gathered_again(place[again], place[last]):
                 found.released.setdefault(last, []).append(group)
                 found.gathered.setdefault(again, []).append(group)
             last = max(backward, key=place.__getitem__)

@@ -5,12 +5,13 @@ each holder gets the sum of its piece of the gradient (of ceil(bytes / n) bytes)
 
 - under ``zero1`` and ``zero2`` the cell is gathered once all its holders have updated (of the groups that
   micro-batches have for the same parameters, the first does);
-- under ``zero3`` it is gathered before the forward pass and again before the backward pass
-  (`soaprl.simulator.pacing`), and not after the update. Parameters that are not trained are gathered, too.
+- under ``zero3`` it is gathered before the forward pass and, unless it is kept, again before the backward
+  pass (`soaprl.simulator.pacing`), and not after the update. Parameters that are not trained are gathered,
+  too.
 
 A reduce-scatter and an all-gather each take half the traffic of an all-reduce: ``zero1`` and ``zero2``
-move as much as no sharding, ``zero3`` half as much again. With m micro-batches ``zero2`` reduces and scatters
-m times, and ``zero3`` does all of it m times.
+move as much as no sharding, ``zero3`` half as much again, less what is kept. With m micro-batches ``zero2``
+reduces and scatters m times, and ``zero3`` does all of it m times.
 
 Ids of gathers are the last ones: a block for each group, in it by cell, the forward ones first. They break
 the rule that ids are larger than those of predecessors, for the forward and backward tasks that wait for
@@ -149,11 +150,9 @@ def hold_gathered(
             device = plans.holders[i]
             if level >= 3:
                 _hold(work, device, pace[g, FORWARD_FIRST], pace[g, FORWARD_LAST], size)
-            if pace[g, BACK_PACE] < 0:
-                continue
-            if level >= 3:
+            if level >= 3 and pace[g, BACK_PACE] >= 0:
                 _hold(work, device, pace[g, BACK_FIRST], pace[g, BACK_LAST], size)
-            if level >= 2 and pools.cell_trainable[cell]:
+            if level >= 2 and pace[g, GRADIENT_FIRST] >= 0 and pools.cell_trainable[cell]:
                 _hold(work, device, pace[g, GRADIENT_FIRST], pace[g, BACK_LAST], size)
 
 

@@ -1,18 +1,20 @@
 """When parameters that are sharded are gathered, and how long they stay, in terms of operators alone.
 
-Under ``zero3`` each device that holds a cell of parameters keeps a piece of it. The cell is gathered twice:
-for the forward pass of the operators that read it, and for their backward pass; with micro-batches, twice for
-each of them. Gathers are prefetched, so that they overlap computation but do not fill the memory: of the
+Under ``zero3`` each device that holds a cell of parameters keeps a piece of it. The cell is gathered for the
+forward pass of the operators that read it, and again for their backward pass; with micro-batches, for each of
+them. Gathers are prefetched, so that they overlap computation but do not fill the memory: of the
 passes that read parameters, in the order in which a stage does them,
 
 - the forward gather of what operator o is the first to read waits for the tasks of the pass that is
   `prefetch` passes before the forward pass of o, or for nothing if there is none;
 - the backward gather of what operator o is the last to read waits for the pass that is `prefetch` passes
-  before the backward pass of o, but at least for the forward pass of o.
+  before the backward pass of o. If that does not come after the last forward pass that reads the cell, there
+  is no such gather: what would be given up and have its memory again at once is kept (`gathered_again`).
 
 The gathered cell lives on each holder, in program order (see `soaprl.simulator.assemble`), from the step
-after the one it waits for to the last step that reads it. Its whole gradient lives, where gradients are
-sharded, from the backward of the last operator that reads it to that of the first.
+after the one it waits for to the last step that reads it, of the forward pass or, if it is kept, of both. Its
+whole gradient lives, where gradients are sharded, from the backward of the last operator that reads it to
+that of the first.
 """
 
 from collections.abc import Sequence
@@ -23,10 +25,21 @@ from soaprl.cluster.tables import IntArray
 from soaprl.simulator.order import ProgramOrder
 
 # Columns of `GraphTables.group_pace`. A pace is -1 for nothing to wait for, o for the forward tasks of
-# operator o, n + o for its backward tasks. Steps are both included; -1: the group has no such pass.
+# operator o, n + o for its backward tasks. Steps are both included; -1: the group has no such pass, or is
+# kept. What is kept has its last backward step as `FORWARD_LAST`.
 FORWARD_PACE, FORWARD_FIRST, FORWARD_LAST = 0, 1, 2
 BACK_PACE, BACK_FIRST, BACK_LAST, GRADIENT_FIRST = 3, 4, 5, 6
 _NUM_COLUMNS = 7
+
+
+def gathered_again(paced_by: int, last_read: int) -> bool:
+    """Whether parameters are given up after their forward passes and gathered again for the backward passes.
+
+    Args:
+        paced_by: The step after which they would be gathered; -1 for the beginning.
+        last_read: The step of the last forward pass that reads them.
+    """
+    return paced_by > last_read
 
 
 def pace_groups(
@@ -57,9 +70,11 @@ def pace_groups(
         if back_steps:
             last = max(o for o in group if has_backward[o])
             pace = ahead[n + last]
-            pace = pace if pace >= 0 and step[pace] > step[last] else last
-            row[BACK_PACE], row[BACK_FIRST] = pace, step[pace] + 1
             row[GRADIENT_FIRST], row[BACK_LAST] = min(back_steps), max(back_steps)
+            if gathered_again(-1 if pace < 0 else step[pace], int(row[FORWARD_LAST])):
+                row[BACK_PACE], row[BACK_FIRST] = pace, step[pace] + 1
+            else:
+                row[FORWARD_LAST] = row[BACK_LAST]
         for pace in row[[FORWARD_PACE, BACK_PACE]].tolist():
             if pace >= 0:
                 paces[pace // n, pace % n] = 1

@@ -6,6 +6,7 @@ forms of collectives are shared with the compiled simulator; they have tests of 
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import Any
@@ -375,13 +376,15 @@ class Reference:
         if self.level == 3:
             pace = self._before("f", cell.readers[0])
             self._gather_for(number, cell, holders, "f", pace)
+            first = self._step(*pace) + 1 if pace else 0
             until = max(self._step("f", o) for o in cell.readers)
-            self._pass(holders, self._step(*pace) + 1 if pace else 0, until, cell.num_bytes)
-            if trained:
-                pace = self._before_back(trained[-1])
+            if trained and (pace := self._before_back(cell.readers, trained[-1])) is not None:
+                self._pass(holders, first, until, cell.num_bytes)
                 self._gather_for(number, cell, holders, "b", pace)
-                until = max(self._step("b", o) for o in trained)
-                self._pass(holders, self._step(*pace) + 1, until, cell.num_bytes)
+                first = self._step(*pace) + 1
+            # What is not gathered again stays from the first to the last pass.
+            until = max([until, *(self._step("b", o) for o in trained)])
+            self._pass(holders, first, until, cell.num_bytes)
         if self.level >= 2 and cell.trainable:
             steps = [self._step("b", o) for o in trained]
             self._pass(holders, min(steps), max(steps), cell.num_bytes)
@@ -408,9 +411,14 @@ class Reference:
         ahead = self.problem.options.prefetch
         return before[-ahead] if len(before) >= ahead else None
 
-    def _before_back(self, o: int) -> tuple[str, int]:
+    def _before_back(self, readers: Sequence[int], o: int) -> tuple[str, int] | None:
+        """The pass that a gather for backward passes waits for, the first of them that of operator o.
+
+        None if all is kept that the forward passes of `readers` had.
+        """
         found = self._before("b", o)
-        return max(found or ("f", o), ("f", o), key=lambda one: self._step(*one))
+        last = max(self._step("f", reader) for reader in readers)
+        return found if found is not None and self._step(*found) > last else None
 
     def _gather_for(
         self, number: int, cell: Cell, holders: list[int], which: str, pace: tuple[str, int] | None
@@ -438,9 +446,8 @@ class Reference:
             if pace is not None:
                 self._pace("fb".index(pace[0]), pace[1])
             trained = [o for o in found if self.graph.operators[o].has_backward]
-            if trained:
-                which, o = self._before_back(max(trained))
-                self._pace("fb".index(which), o)
+            if trained and (back := self._before_back(found, max(trained))) is not None:
+                self._pace("fb".index(back[0]), back[1])
 
     def _pace(self, phase: int, o: int) -> None:
         key = ("v", phase, o)
