@@ -94,11 +94,12 @@ class Bench:
         self.validation: list[Examination] = []
         for number, section in enumerate(rounds):
             for index in range(section.validation + section.problems):
-                lessons = load_lessons(training.folder / "lessons" / f"{number}-{index:03d}.npz")
+                name, make = planned(training, number, index)
+                lessons = load_lessons(training.folder / "lessons" / f"{number}-{index:03d}.npz", name)
                 if index >= section.validation and len(lessons.operators):
                     self.known.append(lessons)
                 elif number == 0 and index < section.validation:
-                    self.validation.append(examination(planned(training, number, index)[1], lessons))
+                    self.validation.append(examination(make, lessons))
         self.held_out = [self._held_out(name) for name in HELD_OUT]
 
     def _held_out(self, name: str) -> Examination:

@@ -25,6 +25,7 @@ import soaprl
 from soaprl.errors import ExecutionError
 from soaprl.graph.operators import OperatorGraph
 from soaprl.runtime.checkpoint import latest_checkpoint
+from soaprl.runtime.freed_memory import keep_freed_memory
 from soaprl.runtime.launch_job import Job, Listen, Progress, RunResult, save_job
 from soaprl.runtime.launch_rank import PROGRESS, failure_path, place_path, result_path
 from soaprl.runtime.launch_record import Recorder, read_place
@@ -93,6 +94,7 @@ def _run_elastic(job: Job, graph: OperatorGraph, listen: Listen, place: Elastic)
         if place.rank == 0:
             check_output(job)
         torch.set_num_threads(1)
+        keep_freed_memory()
         recorder = Recorder(graph, events=job.trace)
         recorder.rank = place.rank
         result = train(job, graph, recorder, listen)

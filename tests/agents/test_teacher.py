@@ -11,9 +11,13 @@ from soaprl_agents.training.teacher import REFINING, SEQUENTIAL, Teacher
 from soaprl_envs.choices import choices
 from soaprl_envs.context import CONTEXT_COLUMNS
 from soaprl_envs.features import problem_features
+from soaprl_envs.problems import ProblemSpec, build_problem
 
 from soaprl.errors import PolicyError
+from soaprl.search.experts import starting_strategies
+from soaprl.search.optcnn import plan_optcnn
 from soaprl.simulator.evaluator import Simulator
+from soaprl.strategy.strategy import Strategy
 from tests.agents.networks import decided_network, larger_problem, small_problem
 
 SETTINGS = TeachingSection(evaluations=1500)
@@ -92,7 +96,32 @@ def test_damaged_lessons_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "lessons.npz"
     path.write_bytes(b"nothing")
     with pytest.raises(PolicyError, match="expected lessons"):
-        load_lessons(path)
+        load_lessons(path, "toy")
+
+
+def test_the_teacher_starts_where_optcnn_ends() -> None:
+    """OptCNN's optimum takes a sixth less here than experts' strategies and what descent from them finds."""
+    problem = build_problem(ProblemSpec(model="synthetic-1037", cluster="random-1037"))
+    offered = choices(problem)
+    simulator = Simulator(problem)
+
+    def time_s(strategy: Strategy) -> float:
+        return simulator.evaluate(strategy).iteration_time_s
+
+    planned_s = time_s(offered.strategy(offered.nearest(plan_optcnn(problem).strategy)))
+    assert planned_s < 0.85 * min(time_s(strategy) for _, strategy in starting_strategies(problem))
+    lessons = teach(problem, TeachingSection(evaluations=100), 0)
+    assert lessons.times_s[1] == time_s(offered.strategy(lessons.winner)) <= planned_s
+
+
+def test_lessons_of_another_problem_are_an_error(tmp_path: Path) -> None:
+    """As when a suite has changed since the training began."""
+    path, settings = tmp_path / "lessons.npz", TeachingSection(evaluations=50)
+    collect(Lesson("toy", small_problem, 0, path), settings, None)
+    with pytest.raises(
+        PolicyError, match="expected lessons of other, found lessons of toy: the suite has changed"
+    ):
+        collect(Lesson("other", small_problem, 0, path), settings, None)
 
 
 def test_lessons_do_not_depend_on_how_many_processes_teach_them(tmp_path: Path) -> None:
@@ -122,5 +151,5 @@ def test_a_problem_of_which_nothing_fits_in_memory_has_lessons_without_rows(tmp_
     path = tmp_path / "lessons.npz"
     lesson = Lesson("tiny", lambda: replace(problem, cluster=tiny), 0, path)
     found = collect(lesson, TeachingSection(evaluations=200), None)
-    assert len(found.operators) == len(load_lessons(path).excess) == 0
+    assert len(found.operators) == len(load_lessons(path, "tiny").excess) == 0
     assert not np.isfinite(found.times_s).any()

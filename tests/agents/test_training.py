@@ -105,10 +105,11 @@ def test_a_round_that_keeps_the_best_hands_on_those_weights_and_not_the_last(tmp
     assert not equal(weights_of(folder), state["average"])
     assert f"step {best['step']} of round 2, the best of" in load_checkpoint(folder).training["stage"]
     plan = training(folder, None)
-    shown = [
-        examination(planned(plan, number, 0)[1], load_lessons(folder / "lessons" / f"{number}-000.npz"))
-        for number in (0, 1)
-    ]
+    shown = []
+    for number in (0, 1):
+        name, make = planned(plan, number, 0)
+        lessons = load_lessons(folder / "lessons" / f"{number}-000.npz", name)
+        shown.append(examination(make, lessons))
     with torch.inference_mode():
         assert judge(load_checkpoint(folder).network, shown).best_excess == pytest.approx(best["excess"])
 
@@ -188,6 +189,18 @@ def test_problems_take_turns_and_rounds_of_a_curriculum_choose_theirs(tmp_path: 
     only = parse_recipe(RECIPE.replace("steps: 60}", "steps: 60, only: ['9:']}"), "here")
     with pytest.raises(PolicyError, match="expected problems whose names begin with"):
         planned(training(tmp_path / "other", only), 0, 1)
+
+
+def test_trainings_with_other_seeds_validate_on_the_same_problems(tmp_path: Path) -> None:
+    taught, validated = set(), set()
+    for seed in range(8):
+        recipe = parse_recipe(RECIPE + f"seed: {seed}\n", "here")
+        plan = training(tmp_path / str(seed), recipe)
+        assert plan.recipe.seed == seed
+        validated.add(planned(plan, 0, 0)[0])
+        taught.add(planned(plan, 0, plan.recipe.rounds[0].validation)[0])
+    assert len(validated) == 1
+    assert len(taught) > 1
 
 
 def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:

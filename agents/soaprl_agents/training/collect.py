@@ -16,6 +16,7 @@ from soaprl_agents.training.teacher import Teacher
 from soaprl_envs.choices import choices
 from soaprl_envs.features import problem_features
 
+from soaprl.search.optcnn import plan_optcnn
 from soaprl.simulator.problem import Problem
 
 _SAMPLES = 8
@@ -61,7 +62,7 @@ def collect_all(
         each: About how many lessons a process teaches before another takes its place.
 
     Raises:
-        PolicyError: A file is damaged.
+        PolicyError: A file is damaged or of another problem.
         OutputError: A file cannot be written.
     """
     missing = [lesson for lesson in lessons if not lesson.path.is_file()]
@@ -104,26 +105,32 @@ def collect(lesson: Lesson, settings: TeachingSection, network: PolicyNetwork | 
         network: If given, the teacher also starts from its samples.
 
     Raises:
-        PolicyError: There is a file, and it is damaged.
+        PolicyError: There is a file, and it is damaged or of another problem.
         OutputError: The file cannot be written.
     """
     if lesson.path.is_file():
-        return load_lessons(lesson.path)
+        return load_lessons(lesson.path, lesson.name)
     found = teach(lesson.make(), settings, lesson.seed, network)
-    save_lessons(lesson.path, found)
+    save_lessons(lesson.path, lesson.name, found)
     return found
 
 
 def teach(
     problem: Problem, settings: TeachingSection, seed: int, network: PolicyNetwork | None = None
 ) -> Lessons:
-    """Search `problem` as the teacher does, for ``settings.evaluations``; see `Teacher`."""
+    """Search `problem` as the teacher does, for ``settings.evaluations``; see `Teacher`.
+
+    It starts from the best of the experts' strategies, of OptCNN's optimum and of what a network would do,
+    and descends from the last two in any case: where many operators would have to change at once, OptCNN
+    leads out of what no descent leaves.
+    """
     offered = choices(problem)
     features = problem_features(offered)
     teacher = Teacher(offered, features, seed)
     start_s = teacher.winner_s
     rng = np.random.default_rng((seed, 1))
     starts = [offered.nearest(strategy) for _, strategy in offered.experts]
+    starts.append(offered.nearest(plan_optcnn(problem).strategy))
     if network is not None:
         starts += _samples(ProblemPolicy(network, offered, features), rng)
     teacher.begin_at(starts)

@@ -54,25 +54,26 @@ def make_lessons(
     )
 
 
-def save_lessons(path: Path, lessons: Lessons) -> None:
-    """Write `lessons` to `path`; raises `OutputError` if it cannot be written."""
+def save_lessons(path: Path, problem: str, lessons: Lessons) -> None:
+    """Write `lessons` of the problem of that name to `path`; raises `OutputError` if it cannot be written."""
     arrays = lessons._asdict()
     features = arrays.pop("features")._asdict()
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
         version=np.array(FEATURE_VERSION),
+        problem=np.array(problem),
         **arrays,
         **{f"features.{name}": array for name, array in features.items()},
     )
     write_bytes_atomic(path, stream.getvalue())
 
 
-def load_lessons(path: Path) -> Lessons:
-    """The lessons in the file at `path`.
+def load_lessons(path: Path, problem: str) -> Lessons:
+    """The lessons of the problem of that name in the file at `path`.
 
     Raises:
-        PolicyError: It is missing or damaged, or was written for the features of another version.
+        PolicyError: It is missing or damaged, of another problem, or for the features of another version.
     """
     try:
         with np.load(path, allow_pickle=False) as found:
@@ -81,6 +82,11 @@ def load_lessons(path: Path) -> Lessons:
                 raise PolicyError(
                     f"{path}: expected lessons with the features {FEATURE_VERSION!r}, found {version!r}."
                     " Delete the folder and collect them again."
+                )
+            if str(found["problem"]) != problem:
+                raise PolicyError(
+                    f"{path}: expected lessons of {problem}, found lessons of {found['problem']}: the suite"
+                    " has changed since this training began. Begin another one in another folder."
                 )
             features = ProblemFeatures(**{n: found[f"features.{n}"] for n in ProblemFeatures._fields})
             names = [name for name in Lessons._fields if name != "features"]

@@ -173,14 +173,15 @@ def _collected(
 def planned(training: Training, number: int, index: int) -> tuple[str, Callable[[], Problem]]:
     """Name and maker of lesson `index` of round `number`; those for validation come first.
 
-    Problems come in a random order, each of those of a round once before any comes twice.
+    Problems come in a random order, each of those of a round once before any comes twice. For validation it
+    is the same order whatever the recipe's seed, so that trainings that differ in it can be compared.
     """
     rounds = training.recipe.rounds
     validates = index < rounds[number].validation
     source = training.validation if validates else training.problems
     before = sum(one.validation if validates else one.problems for one in rounds[:number])
     place = before + index - (0 if validates else rounds[number].validation)
-    order = _in_order(source, rounds[number].only, (training.recipe.seed, int(validates)))
+    order = _in_order(source, rounds[number].only, (0, 1) if validates else (training.recipe.seed, 0))
     which = order[place % len(order)]
     return source.names[which], partial(source.problem, which)
 
