@@ -18,6 +18,7 @@ The machine must do nothing else meanwhile: iterations are timed by the clock. W
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,8 @@ def measure_links(path: Path, megabits: float | None) -> None:
         if megabits is not None:
             prefix, more = PREFIX.format(rank=rank), {"MASTER_ADDR": address_of(0)}
             more["GLOO_SOCKET_IFNAME"] = "wire"
+        # On a processor of its own, as ranks run.
+        prefix += f" taskset -c {rank}" if shutil.which("taskset") else ""
         more |= {"MASTER_PORT": str(PORT), "RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
         ranks.append(run("profile", "--links", "--out", path, prefix=prefix, **more))
     finish(ranks)
@@ -79,10 +82,18 @@ def measure_tasks(profile: Path, cluster: Path, models: Sequence[str]) -> None:
 
 
 def with_overheads(calibrated: Path, links: Path, path: Path) -> None:
-    """Writes the cluster `links` with what the runtime takes of another one's processors."""
+    """Writes the cluster `links` with what the runtime takes of another one's processors.
+
+    What was measured with the links stays: what collectives take, and bytes on their way.
+    """
     cluster, other = load_cluster(str(links)), load_cluster(str(calibrated)).overheads
     own = cluster.overheads
-    overheads = replace(other, collective_s=own.collective_s, collective_s_per_byte=own.collective_s_per_byte)
+    overheads = replace(
+        other,
+        collective_s=own.collective_s,
+        collective_s_per_byte=own.collective_s_per_byte,
+        carry_s_per_byte=own.carry_s_per_byte,
+    )
     save_cluster(replace(cluster, name=path.stem, overheads=overheads), path)
 
 

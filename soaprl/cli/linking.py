@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -56,6 +56,7 @@ class LinkReport:
                     "latency_s": line.latency_s,
                     "bandwidth_bytes_per_s": line.bandwidth_bytes_per_s,
                     "fit_error": line.error,
+                    "smallest_s": measured.smallest_s[pair],
                     "transfers_s": list(measured.transfers_s[pair]),
                 }
                 for pair, line in measured.lines.items()
@@ -63,6 +64,7 @@ class LinkReport:
             "all_reduces_s": list(measured.all_reduces_s),
             "predicted_all_reduces_s": predicted_all_reduces(self.cluster, measured.sizes),
             "all_reduce_error": self.all_reduce_error,
+            "carry_s_per_byte": measured.carry_s_per_byte,
         }
 
 
@@ -111,8 +113,8 @@ def _report(measured: "MeasuredLinks", device_type: str, path: Path) -> LinkRepo
     today, lines = datetime.now(UTC).date().isoformat(), measured.lines
     span = f"{format_bytes(measured.sizes[0])} to {format_bytes(measured.sizes[-1])}"
     provenance = (
-        f"measured {today} on {' and '.join(dict.fromkeys(measured.hosts))}: {measured.backend}, round trips"
-        f" of {span}, median error of the fit {median(line.error for line in lines.values()):.0%}"
+        f"measured {today} on {' and '.join(dict.fromkeys(measured.hosts))}: {measured.backend}, {span} both"
+        f" ways at once, median error of the fit {median(line.error for line in lines.values()):.0%}"
     )
     pairs = {
         pair: PairLink(latency_s=line.latency_s, bandwidth_bytes_per_s=line.bandwidth_bytes_per_s)
@@ -122,6 +124,8 @@ def _report(measured: "MeasuredLinks", device_type: str, path: Path) -> LinkRepo
         path.stem, measured.hosts, preset_type(device_type), pairs, provenance=provenance
     )
     cluster = with_collectives(links, measured.sizes, measured.all_reduces_s)
+    overheads = replace(cluster.overheads, carry_s_per_byte=measured.carry_s_per_byte)
+    cluster = replace(cluster, overheads=overheads)
     return LinkReport(measured=measured, cluster=cluster, path=path)
 
 
@@ -144,4 +148,6 @@ def _print(report: LinkReport) -> None:
         )
     ]
     print_table("Sums over all ranks", ("bytes", "measured", "by the cluster", "ratio"), sums)
+    lost_ns = report.measured.carry_s_per_byte * 1e9
+    say(f"soaprl: who computes loses {lost_ns:.2g} ns for each byte that comes or goes meanwhile")
     say(f"soaprl: wrote {report.path}; name it with --cluster")

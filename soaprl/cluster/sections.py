@@ -165,6 +165,7 @@ class OverheadsSection(Section):
     message_s_per_byte: NotNegative = 0.0
     collective_s: NotNegative = COLLECTIVE_BASE_S
     collective_s_per_byte: NotNegative = 0.0
+    carry_s_per_byte: NotNegative = 0.0
     provenance: str = ""
 
 

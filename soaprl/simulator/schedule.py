@@ -9,7 +9,8 @@ The task that becomes ready first is dispatched first (`soaprl.simulator.queue`)
 - Where messages cost processor time (`soaprl.cluster.cluster.Overheads`), a transfer or collective that
   is ready takes it from the devices at its ends: what they do next starts so much later. A transfer starts
   when its sender has handed it over, one after the other, and ends when its receiver has taken it, so much
-  after it has come: o + L + o in the LogP model. Devices then do their tasks in the order of the program
+  after it has come: o + L + o in the LogP model. What bytes take of the devices while they are on their way
+  delays what these do next, and not the message. Devices then do their tasks in the order of the program
   (`soaprl.simulator.order.runtime_order`), because a rank waits for what its next task needs.
 
 A search that only asks whether an iteration takes longer than a limit need not see its end: when a device is
@@ -56,7 +57,7 @@ def schedule(
     resource, duration_s, dispatched = work.resource, work.duration_s, queue.dispatched
     device_free_s, remaining_s, num_devices = queue.device_free_s, queue.remaining_s, tables.num_devices
     num_tasks, first_plan = work.totals[NUM_TASKS], num_devices * (num_devices + 1)
-    occupy = tables.message_s > 0.0 or tables.message_s_per_byte > 0.0
+    occupy = max(tables.message_s, tables.message_s_per_byte, tables.carry_s_per_byte) > 0.0
     free_resources(tables, work, queue)
     begin_queue(layout, blocks, work, queue, num_tasks, horizon_s)
     makespan_s, done = 0.0, 0
@@ -79,7 +80,8 @@ def schedule(
         elif on < first_plan:
             if occupy:
                 taking_s = in_ticks(tables.message_s + work.num_bytes[task] * tables.message_s_per_byte)
-                begun_s = _hand_over(tables, queue, on - num_devices, ready_s[task], taking_s)
+                carrying_s = in_ticks(work.num_bytes[task] * tables.carry_s_per_byte)
+                begun_s = _hand_over(tables, queue, on - num_devices, ready_s[task], taking_s, carrying_s)
             begun_s = send(tables, plans, queue, on - num_devices, begun_s, work.num_bytes[task])
         else:
             begun_s = reduce(plans, queue, on - first_plan, begun_s)
@@ -159,11 +161,13 @@ def settle(plans: Plans, queue: Queue) -> None:
 
 
 @inner_kernel
-def _hand_over(tables: ClusterTables, queue: Queue, route: int, ready_s: float, taking_s: float) -> float:
+def _hand_over(
+    tables: ClusterTables, queue: Queue, route: int, ready_s: float, taking_s: float, carrying_s: float
+) -> float:
     """Takes the processor time of a transfer from its two devices; returns when the sender has done it."""
     source, target = route // tables.num_devices, route % tables.num_devices
     for device in (source, target):
-        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taking_s
+        queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taking_s + carrying_s
     queue.handed_s[source] = max(queue.handed_s[source], ready_s) + taking_s
     return float(queue.handed_s[source])
 
@@ -183,6 +187,7 @@ def _occupy_holders(
     passes = 1 if work.totals[SHARDING] else 2
     moved = 2 * passes * (count - 1) * num_bytes / count
     taken_s = in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    taken_s += in_ticks(moved * tables.carry_s_per_byte)
     for i in range(first, first + count):
         device = plans.holders[i]
         queue.device_free_s[device] = max(queue.device_free_s[device], ready_s) + taken_s

@@ -229,6 +229,7 @@ def message_work(engine: Engine, ids: IntArray, tasks: Timeline) -> MessageWork:
     task = np.concatenate([np.repeat(sends, 2), np.repeat(sums, holders)])
     order = np.argsort(task, kind="stable")
     taken_s = all_in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    taken_s += all_in_ticks(moved * tables.carry_s_per_byte)
     return MessageWork(
         begin=np.concatenate([np.zeros(1, np.int64), np.cumsum(count)]),
         device=device[order],
@@ -296,9 +297,12 @@ def _blame_resources(
     link_free_s: FloatArray,
     cause: IntArray,
 ) -> None:
-    """Sets the cause of each task that found a resource busy: who had it until the task started."""
+    """Sets the cause of each task that found a resource busy: who had it until the task started.
+
+    A message that waits for a link longer than it takes of a device has what made it ready blamed for that.
+    """
     for task in order:
-        waited = start_s[task] > ready_s[task]
+        waited, before = start_s[task] > ready_s[task], cause[task]
         if device[task] >= 0:
             if waited:
                 cause[task] = device_user[device[task]]
@@ -312,7 +316,8 @@ def _blame_resources(
         for k in range(taken_begin[task], taken_begin[task + 1]):
             other = taken_device[k]
             if device_free_s[other] <= ready_s[task]:
-                device_user[other], device_free_s[other] = task, ready_s[task]
+                late = before >= 0 and start_s[task] > ready_s[task] + taken_s[k]
+                device_user[other], device_free_s[other] = before if late else task, ready_s[task]
             device_free_s[other] += taken_s[k]
 
 

@@ -144,6 +144,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
         message_s_per_byte=draw(seconds),
         collective_s=draw(seconds),
         collective_s_per_byte=draw(seconds),
+        carry_s_per_byte=draw(seconds),
         provenance="calibrated",
     )
     return Cluster(
@@ -172,6 +173,8 @@ def test_overheads_are_a_part_of_the_fingerprint_and_where_they_are_from_is_not(
     known = replace(slower, overheads=Overheads(task_s=1e-5, provenance="calibrated"))
     assert known.fingerprint == slower.fingerprint
     assert replace(plain, overheads=Overheads(provenance="guessed")).fingerprint == plain.fingerprint
+    carrying = replace(plain, overheads=Overheads(task_s=1e-5, carry_s_per_byte=1e-9))
+    assert carrying.fingerprint != slower.fingerprint
 
 
 def test_two_device_types_of_one_name_cannot_be_written() -> None:

@@ -76,6 +76,14 @@ def test_a_fit_leaves_what_collectives_take() -> None:
     assert entered.provenance == "calibrated today"
 
 
+def test_what_bytes_take_on_their_way_is_a_part_of_what_is_fitted() -> None:
+    found = fit_overheads([load(0, 0, n, 1.0, 1.0 + 3e-9 * n) for n in (0, 10**6, 10**8)])
+    # Measured with the links, 2 of 3 ns for each byte; on other links more than there was.
+    assert found.entered(Overheads(carry_s_per_byte=2e-9), "").message_s_per_byte == pytest.approx(1e-9)
+    entered = found.entered(Overheads(carry_s_per_byte=4e-9), "")
+    assert (entered.message_s_per_byte, entered.carry_s_per_byte) == (0.0, 4e-9)
+
+
 def test_traffic_is_counted_on_both_sides() -> None:
     graph, cluster = capture_model("lenet", 4), load_cluster("cpu-1x2")
     problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())

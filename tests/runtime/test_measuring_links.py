@@ -9,7 +9,8 @@ from soaprl.cluster.cluster import Cluster
 from soaprl.cluster.devices import device_type
 from soaprl.cluster.files import load_cluster, save_cluster
 from soaprl.cost.profiled.links import PairLink, measured_cluster, predicted_all_reduces
-from soaprl.runtime.measuring.links import SIZES, fit_line, measure_links
+from soaprl.runtime.measuring.links import SIZES, fit_line, fit_link, measure_links, steady_line
+from soaprl.runtime.measuring.messages import carry_s_per_byte
 from tests.runtime.processes import run_processes
 
 CPU = device_type("cpu")
@@ -40,11 +41,57 @@ def test_a_fit_minds_small_messages_as_much_as_large_ones() -> None:
     assert 0.9e9 < line.bandwidth_bytes_per_s < 1e9
 
 
+@given(
+    st.floats(1e-7, 1e-3),
+    st.floats(1e6, 1e9),
+    st.integers(0, 2**16),
+    st.floats(10, 1000),
+    st.floats(0.97, 1.03),
+)
+def test_what_a_link_lets_pass_at_once_does_not_count_as_its_bandwidth(
+    latency_s: float, bandwidth: float, burst: int, faster: float, noise: float
+) -> None:
+    """A token bucket: so many bytes pass faster, the others as fast as it fills."""
+    times = [
+        latency_s + min(size, burst) / (faster * bandwidth) + max(0, size - burst) / bandwidth
+        for size in SIZES
+    ]
+    times[-2] *= noise
+    link = fit_link(SIZES, times, times[0])
+    assert link.bandwidth_bytes_per_s == pytest.approx(bandwidth, rel=0.06)
+    assert 0 <= link.latency_s <= latency_s * 1.01 + SIZES[0] / bandwidth
+
+
+def test_a_limited_link_as_it_was_measured() -> None:
+    # veth with two token buckets of 1 Gbit/s and 8 KB in a row, content is 1448 of 1514 bytes: 119.6 MB/s.
+    times = [30e-6, 29e-6, 107e-6, 547e-6, 2.25e-3, 8.929e-3, 35.674e-3, 142.5e-3]
+    link = fit_link(SIZES, times, 30e-6)
+    assert link.bandwidth_bytes_per_s == pytest.approx(117.6e6, rel=0.005)
+    assert 15e-6 < link.latency_s < 30e-6
+    assert fit_line(SIZES, times).bandwidth_bytes_per_s > 125e6, "of all sizes alike"
+
+
+def test_a_line_is_steady_as_far_down_as_it_explains_what_was_measured() -> None:
+    sizes = (10, 100, 1000, 10000)
+    assert steady_line(sizes, [2e-6, 1.1e-5, 1.01e-4, 1.001e-3]).latency_s == pytest.approx(1e-6)
+    upper = steady_line(sizes, [1e-6, 1e-4, 1e-3, 1e-2])
+    assert upper.bandwidth_bytes_per_s == pytest.approx(1e6)
+    unsteady = [2e-5, 3e-5, 5e-4, 2e-3]
+    assert steady_line(sizes, unsteady) == fit_line(sizes, unsteady)
+
+
+def test_copies_in_memory_are_a_line_through_all_sizes() -> None:
+    # Two processes of one machine: what is in caches is copied at 9 GB/s, 16 MB at 5.
+    times = [26e-6, 26e-6, 28e-6, 31e-6, 54e-6, 131e-6, 600e-6, 2.9e-3]
+    assert 5e9 < fit_link(SIZES, times, 26e-6).bandwidth_bytes_per_s < 8e9
+
+
 @pytest.mark.parametrize("times", [[1.0, 10.0, 100.0, 1e5], [1e-3, 1e-3, 1e-3, 1e-4]])
 def test_a_fit_is_a_link_whatever_was_measured(times: list[float]) -> None:
-    line = fit_line([10, 100, 1000, 10000], times)
-    assert line.latency_s >= 0
-    assert line.bandwidth_bytes_per_s > 0
+    sizes = [10, 100, 1000, 10000]
+    for line in (fit_line(sizes, times), fit_link(sizes, times, times[0])):
+        assert line.latency_s >= 0
+        assert line.bandwidth_bytes_per_s > 0
 
 
 def test_ranks_of_one_host_have_a_link_for_each_pair() -> None:
@@ -95,10 +142,30 @@ def measure(rank: int) -> None:
     assert measured.hosts == ("host0", "host1")
     assert [pair for pair in measured.transfers_s] == [(0, 1)]  # noqa: C416
     assert all(time_s > 0 for time_s in (*measured.transfers_s[0, 1], *measured.all_reduces_s))
-    assert heard == [(done, 6) for done in range(1, 7)]
+    assert measured.smallest_s[0, 1] > 0
+    assert measured.carry_s_per_byte >= 0
+    # A round trip, 3 sizes both ways, 3 sums, and computing beside messages.
+    assert heard == [(done, 8) for done in range(1, 9)]
+    everyone: list[object] = [None, None]
+    torch.distributed.all_gather_object(everyone, measured)
+    assert everyone[0] == everyone[1]
     assert measured.lines[0, 1].bandwidth_bytes_per_s > 0
 
 
 @pytest.mark.dist
 def test_the_processes_of_a_job_measure_their_links_and_all_know_them() -> None:
     run_processes(measure, 2)
+
+
+def lose(rank: int) -> None:
+    lost = carry_s_per_byte(rank, (0, 1), 1e-9, trials=2, for_s=0.02)
+    everyone: list[float] = [-1.0, -1.0]
+    torch.distributed.all_gather_object(everyone, lost)
+    assert everyone == [lost, lost]
+    # Bytes of 30 ms: were all of 20 ms lost to the first piece of them, it were 3e-7.
+    assert 0 <= lost <= 3e-7
+
+
+@pytest.mark.dist
+def test_both_ranks_know_what_computing_loses_to_messages() -> None:
+    run_processes(lose, 2)

@@ -39,6 +39,7 @@ class Task:
     links: list[tuple[int, float]] = field(default_factory=list)
     num_bytes: int = 0
     taken: float = 0.0
+    carried: float = 0.0
     taken_from: tuple[int, ...] = ()
     before: set[Key] = field(default_factory=set)
     ready: float = 0.0
@@ -209,6 +210,7 @@ class Reference:
             links=links,
             num_bytes=num_bytes,
             taken=self._taken(num_bytes),
+            carried=self._carried(num_bytes),
             taken_from=(source, target),
         )
         self.tasks[key] = task
@@ -217,6 +219,10 @@ class Reference:
     def _taken(self, num_bytes: float) -> float:
         """Processor time of a message at each end."""
         return ticks(self.overheads.message_s + num_bytes * self.overheads.message_s_per_byte)
+
+    def _carried(self, num_bytes: float) -> float:
+        """Processor time at each end while a message is on its way."""
+        return ticks(num_bytes * self.overheads.carry_s_per_byte)
 
     def _forward_and_backward_edges(self) -> None:
         for o, _, p, c, q, gradient, _ in self.local:
@@ -344,6 +350,7 @@ class Reference:
             links=used,
             num_bytes=size,
             taken=self._taken(moved),
+            carried=self._carried(moved),
             taken_from=tuple(holders),
         )
         self.moved[2] += (2 if whole else 1) * (len(holders) - 1) * size
@@ -535,7 +542,7 @@ class Reference:
             if task.device >= 0:
                 device_free[task.device] = task.finish
             for device in task.taken_from:
-                device_free[device] = max(device_free[device], task.ready) + task.taken
+                device_free[device] = max(device_free[device], task.ready) + task.taken + task.carried
             end = max(end, task.finish)
             for successor in after[task.key]:
                 successor.ready = max(successor.ready, task.finish)

@@ -139,6 +139,29 @@ def test_messages_take_processor_time_from_both_ends() -> None:
     assert result.device_busy_s.tolist() == [18, 6]
 
 
+def test_bytes_on_their_way_take_processor_time_that_messages_do_not_wait_for() -> None:
+    graph = diamond(sample=2, channel=1)
+    # 0.25 s for each of 8 bytes, at each end.
+    overheads = Overheads(carry_s_per_byte=0.25)
+    result = run(graph, replace(uniform_cluster(2), overheads=overheads), placed(graph, 0, 0, 1, 0))
+    assert trace(result) == {
+        "top": (0, 2),
+        "top d0->d1": (2, 10),
+        # The first device carries the message to the second until 4.
+        "left": (4, 6),
+        "right": (10, 12),
+        "right d1->d0": (12, 20),
+        "bottom": (20, 22),
+        "backward bottom": (22, 26),
+        "gradient right d0->d1": (26, 34),
+        "backward right": (34, 38),
+        "backward left": (28, 32),
+        "gradient top d1->d0": (38, 46),
+        "backward top": (46, 50),
+    }
+    assert result.device_message_s.tolist() == [8, 8]
+
+
 def test_every_pass_and_every_iteration_may_take_longer_than_its_work() -> None:
     graph = chain(num_operators=2, sample=2, channel=1)
     overheads = Overheads(task_s=1.0, iteration_s=5.0)

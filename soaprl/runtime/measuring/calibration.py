@@ -75,7 +75,7 @@ class Fit:
         iteration_s: See `soaprl.cluster.cluster.Overheads`.
         task_s: Likewise.
         message_s: Likewise.
-        message_s_per_byte: Likewise.
+        message_s_per_byte: Likewise, with what it takes while bytes are on their way.
         error_before: Median relative error of what ranks run without them.
         error_after: And with them.
     """
@@ -88,13 +88,16 @@ class Fit:
     error_after: float
 
     def entered(self, overheads: Overheads, provenance: str) -> Overheads:
-        """The overheads of a cluster with these in place of what they had."""
+        """The overheads of a cluster with these in place of what they had.
+
+        What was measured with the links, of bytes that are on their way, is part of what was fitted here.
+        """
         return replace(
             overheads,
             task_s=self.task_s,
             iteration_s=self.iteration_s,
             message_s=self.message_s,
-            message_s_per_byte=self.message_s_per_byte,
+            message_s_per_byte=max(0.0, self.message_s_per_byte - overheads.carry_s_per_byte),
             provenance=provenance,
         )
 

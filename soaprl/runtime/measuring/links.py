@@ -1,34 +1,36 @@
 """Links between the processes of a job: timed with the calls of the runtime, fitted to the link model.
 
-Between each pair of ranks messages go back and forth; half of a round trip is a transfer. With s bytes the
-link model says t = latency + s / bandwidth, and the fit is the line with the least squared relative error
-over all sizes (`fit_line`): small messages decide the latency, large ones the bandwidth.
-
-Of the repeats of a size the lower quartile counts: what else the machines do only ever takes time away.
+The ranks of each pair send each other messages of the same size at once, as they do in a training. With s
+bytes the link model says t = latency + s / bandwidth. Some links let small messages, or the first of many,
+pass faster than what they carry for long: a limited network interface saves up what it may send (a token
+bucket), buffers fill. So the bandwidth is that of the largest messages, and of smaller ones as far down as
+the same line explains them, implemented in `steady_line`; the latency is that of the smallest message, which
+a round trip is made of twice, implemented in `fit_link`.
 
 All ranks also sum buffers of the same sizes. What the collective model makes of the fitted links is set
-beside those times, so that its error is known.
+beside those times, so that its error is known. And it is measured what computing loses to messages.
 """
 
 import os
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from statistics import median
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from soaprl.runtime.distributed.groups import join_process_group
+from soaprl.runtime.measuring.messages import both_ways_s, carry_s_per_byte, of_rank, one_way_s, sum_s
 
 # From messages that only cost latency to those that only cost bandwidth.
 SIZES = tuple(2**k for k in range(10, 25, 2))
-_WARM_UP = 2
 _FEWEST_BYTES_PER_S = 1.0
+# How far a time may be off a line that explains it, and of how many sizes at least.
+_STEADY, _FEWEST = 0.1, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +60,55 @@ class MeasuredLinks:
         backend: ``gloo`` or ``nccl``.
         hosts: The host of each rank.
         sizes: Bytes of the messages, ascending.
-        transfers_s: For each pair of ranks, lower first, the time of a transfer of each size.
+        smallest_s: For each pair of ranks, lower first, the time of a message of the smallest size alone.
+        transfers_s: For each pair, the time of a message of each size while another goes the other way.
         all_reduces_s: The time of a sum over all ranks of each size.
+        carry_s_per_byte: See `soaprl.cluster.cluster.Overheads`.
     """
 
     backend: str
     hosts: tuple[str, ...]
     sizes: tuple[int, ...]
+    smallest_s: dict[tuple[int, int], float]
     transfers_s: dict[tuple[int, int], tuple[float, ...]]
     all_reduces_s: tuple[float, ...]
+    carry_s_per_byte: float
 
     @property
     def lines(self) -> dict[tuple[int, int], Line]:
         """The fitted link of each pair."""
-        return {pair: fit_line(self.sizes, times) for pair, times in self.transfers_s.items()}
+        return {
+            pair: fit_link(self.sizes, times, self.smallest_s[pair])
+            for pair, times in self.transfers_s.items()
+        }
+
+
+def fit_link(sizes: Sequence[int], times_s: Sequence[float], smallest_s: float) -> Line:
+    """A link with the bandwidth of large messages and the latency of the smallest; see the module.
+
+    Args:
+        sizes: Bytes of the messages, ascending.
+        times_s: What they took.
+        smallest_s: What the smallest took alone.
+    """
+    bandwidth = steady_line(sizes, times_s).bandwidth_bytes_per_s
+    latency_s = max(0.0, smallest_s - sizes[0] / bandwidth)
+    errors = [abs(latency_s + s / bandwidth - t) / t for s, t in zip(sizes, times_s, strict=True)]
+    return Line(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, error=median(errors))
+
+
+def steady_line(sizes: Sequence[int], times_s: Sequence[float]) -> Line:
+    """The line through the largest messages and as many smaller ones as it explains, each within 10 %.
+
+    Where it would not even explain the three largest, nothing is steady (copies in memory take the longer the
+    less of them is in caches), and it is the line through all.
+    """
+    for first in range(len(sizes) - _FEWEST + 1):
+        line = fit_line(sizes[first:], times_s[first:])
+        off = [abs(line.time_s(s) / t - 1) for s, t in zip(sizes[first:], times_s[first:], strict=True)]
+        if max(off) <= _STEADY:
+            return line
+    return fit_line(sizes, times_s)
 
 
 def fit_line(sizes: Sequence[int], times_s: Sequence[float]) -> Line:
@@ -108,40 +145,67 @@ def measure_links(
     repeats: int = 40,
     listen: Callable[[int, int], None] = lambda done, total: None,
 ) -> MeasuredLinks:
-    """Measures all pairs and the sum over all; every rank of the job calls it, and gets all of it.
+    """Measures all pairs, the sum over all, and computing beside messages; every rank of the job calls it.
 
     Args:
         host: Names this rank's machine.
         device: Where this rank's tensors are.
         sizes: Bytes of the messages.
-        repeats: How often each is sent.
+        repeats: How often each is sent, at most.
         listen: Called with the number of measurements done, and of all.
+
+    Returns:
+        The same for all ranks.
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     hosts: list[str] = [""] * num_ranks
     dist.all_gather_object(hosts, host)
     pairs = list(combinations(range(num_ranks), 2))
-    total, transfers = (len(pairs) + 1) * len(sizes), {}
-    for number, pair in enumerate(pairs):
-        times = []
-        for count, size in enumerate(sizes):
-            dist.barrier()
-            own = _round_trip(rank, pair, size, device, repeats) / 2 if rank in pair else 0.0
-            times.append(_of_rank(own, pair[0], device))
-            listen(number * len(sizes) + count + 1, total)
-        transfers[pair] = tuple(times)
-    sums = []
-    for count, size in enumerate(sizes):
+    smallest: dict[tuple[int, int], float] = {}
+    transfers: dict[tuple[int, int], tuple[float, ...]] = {}
+    total, done = len(pairs) * (len(sizes) + 1) + len(sizes) + 1, 0
+
+    def shared(measure: Callable[[], float], members: Sequence[int]) -> float:
+        """What the first of these ranks measures; all of them measure it, nobody else works meanwhile."""
+        nonlocal done
         dist.barrier()
-        sums.append(_of_rank(_sum(size, device, repeats), 0, device))
-        listen(len(pairs) * len(sizes) + count + 1, total)
+        value = of_rank(measure() if rank in members else 0.0, members[0], device)
+        done += 1
+        listen(done, total)
+        return value
+
+    for pair in pairs:
+        smallest[pair] = shared(partial(one_way_s, rank, pair, sizes[0], device, repeats), pair)
+        transfers[pair] = tuple(
+            shared(partial(both_ways_s, rank, pair, size, device, repeats), pair) for size in sizes
+        )
+    sums = tuple(shared(partial(sum_s, size, device, repeats), range(num_ranks)) for size in sizes)
     return MeasuredLinks(
         backend=str(dist.get_backend()),
         hosts=tuple(hosts),
         sizes=tuple(sizes),
+        smallest_s=smallest,
         transfers_s=transfers,
-        all_reduces_s=tuple(sums),
+        all_reduces_s=sums,
+        carry_s_per_byte=shared(_carry(rank, transfers, sizes, device), (0, num_ranks - 1)),
     )
+
+
+def _carry(
+    rank: int,
+    transfers: Mapping[tuple[int, int], Sequence[float]],
+    sizes: Sequence[int],
+    device: torch.device,
+) -> Callable[[], float]:
+    """Measures what computing loses to messages between the first rank and the last.
+
+    They are of different hosts if there are several. Kernels of a GPU need no processor to carry bytes.
+    """
+    pair = (0, dist.get_world_size() - 1)
+    if device.type != "cpu" or pair not in transfers:
+        return lambda: 0.0
+    bandwidth = steady_line(sizes, transfers[pair]).bandwidth_bytes_per_s
+    return lambda: carry_s_per_byte(rank, pair, 1 / bandwidth)
 
 
 def measure_job(
@@ -168,60 +232,3 @@ def measure_job(
             return rank, measure_links(socket.gethostname(), at, listen=listen)
     finally:
         dist.destroy_process_group()
-
-
-def _of_rank(value: float, source: int, device: torch.device) -> float:
-    """What one rank measured, for all."""
-    shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(shared, source)
-    return float(shared.item())
-
-
-def _round_trip(rank: int, pair: tuple[int, int], size: int, device: torch.device, repeats: int) -> float:
-    """Seconds of a message to the other rank of the pair and back."""
-    first, second = pair
-    there = torch.zeros(size, dtype=torch.uint8, device=device)
-    back = torch.zeros(size, dtype=torch.uint8, device=device)
-
-    def turn() -> None:
-        if rank == first:
-            _complete([("send", there, second)])
-            _complete([("receive", back, second)])
-        else:
-            _complete([("receive", there, first)])
-            _complete([("send", back, first)])
-
-    return _usual(turn, device, repeats)
-
-
-def _complete(operations: list[tuple[str, Tensor, int]]) -> None:
-    """Sends and receives as the runtime does, and waits."""
-    if dist.get_backend() == "nccl":
-        calls = {"send": dist.isend, "receive": dist.irecv}
-        batch = [dist.P2POp(calls[what], tensor, peer) for what, tensor, peer in operations]
-        works = list(dist.batch_isend_irecv(batch))
-    else:
-        found = [
-            dist.isend(tensor, peer) if what == "send" else dist.irecv(tensor, peer)
-            for what, tensor, peer in operations
-        ]
-        works = [work for work in found if work is not None]
-    for work in works:
-        work.wait()
-
-
-def _sum(size: int, device: torch.device, repeats: int) -> float:
-    buffer = torch.zeros(max(1, size // 4), device=device)
-    return _usual(lambda: dist.all_reduce(buffer), device, repeats)
-
-
-def _usual(turn: Callable[[], object], device: torch.device, repeats: int) -> float:
-    times = []
-    for number in range(_WARM_UP + repeats):
-        start_s = time.perf_counter()
-        turn()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if number >= _WARM_UP:
-            times.append(time.perf_counter() - start_s)
-    return sorted(times)[len(times) // 4]
