@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from soaprl_agents.training.collect import Lesson, collect, collect_all, teach
+from soaprl_agents.training.collect import Lesson, collect, collect_all, searched, teach
 from soaprl_agents.training.lessons import Lessons, load_lessons
 from soaprl_agents.training.recipe import TeachingSection
 from soaprl_agents.training.teacher import REFINING, SEQUENTIAL, Teacher
@@ -112,6 +112,26 @@ def test_the_teacher_starts_where_optcnn_ends() -> None:
     assert planned_s < 0.85 * min(time_s(strategy) for _, strategy in starting_strategies(problem))
     lessons = teach(problem, TeachingSection(evaluations=100), 0)
     assert lessons.times_s[1] == time_s(offered.strategy(lessons.winner)) <= planned_s
+
+
+@pytest.mark.parametrize(("number", "max_operators", "ahead"), [(219, 160, "without"), (47, 64, "with")])
+def test_the_better_of_two_searches_teaches(number: int, max_operators: int, ahead: str) -> None:
+    spec = ProblemSpec(model=f"synthetic-{number}", cluster=f"random-{number}", max_operators=max_operators)
+    problem, settings = build_problem(spec), TeachingSection(evaluations=500)
+    offered = choices(problem)
+    features = problem_features(offered)
+    planned = offered.nearest(plan_optcnn(problem).strategy)
+    found = {
+        "without": searched(offered, features, settings, 0, None, ()),
+        "with": searched(offered, features, settings, 0, None, (planned,)),
+    }
+    better = min(found.values(), key=lambda teacher: teacher.winner_s)
+    assert better is found[ahead]
+    assert found["with"].winner_s != pytest.approx(found["without"].winner_s, rel=0.1)
+    lessons = teach(problem, settings, 0)
+    assert lessons.times_s[1] == better.winner_s
+    assert (lessons.winner == better.winner).all()
+    assert lessons.operators.tolist() == [row.operator for row in better.rows]
 
 
 def test_lessons_of_another_problem_are_an_error(tmp_path: Path) -> None:

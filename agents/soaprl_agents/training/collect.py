@@ -13,8 +13,8 @@ from soaprl_agents.processes import processes, shifts
 from soaprl_agents.training.lessons import Lessons, load_lessons, make_lessons, save_lessons
 from soaprl_agents.training.recipe import TeachingSection
 from soaprl_agents.training.teacher import Teacher
-from soaprl_envs.choices import choices
-from soaprl_envs.features import problem_features
+from soaprl_envs.choices import Choices, choices
+from soaprl_envs.features import ProblemFeatures, problem_features
 
 from soaprl.search.optcnn import plan_optcnn
 from soaprl.simulator.problem import Problem
@@ -118,30 +118,45 @@ def collect(lesson: Lesson, settings: TeachingSection, network: PolicyNetwork | 
 def teach(
     problem: Problem, settings: TeachingSection, seed: int, network: PolicyNetwork | None = None
 ) -> Lessons:
-    """Search `problem` as the teacher does, for ``settings.evaluations``; see `Teacher`.
+    """Search `problem` twice, also from OptCNN's optimum and without it; the lessons of what ended earlier.
 
-    It starts from the best of the experts' strategies, of OptCNN's optimum and of what a network would do,
-    and descends from the last two in any case: where many operators would have to change at once, OptCNN
-    leads out of what no descent leaves.
+    Where many operators would have to change at once, descent does not get from the one to where the other
+    leads, and either may be far ahead.
     """
     offered = choices(problem)
     features = problem_features(offered)
-    teacher = Teacher(offered, features, seed)
-    start_s = teacher.winner_s
-    rng = np.random.default_rng((seed, 1))
-    starts = [offered.nearest(strategy) for _, strategy in offered.experts]
-    starts.append(offered.nearest(plan_optcnn(problem).strategy))
+    planned = offered.nearest(plan_optcnn(problem).strategy)
+    searches = [searched(offered, features, settings, seed, network, starts) for starts in ((), (planned,))]
+    best = min(searches, key=lambda teacher: teacher.winner_s)
+    return make_lessons(features, best.rows, best.winner, (best.start_s, best.winner_s))
+
+
+def searched(
+    offered: Choices,
+    features: ProblemFeatures,
+    settings: TeachingSection,
+    seed: int,
+    network: PolicyNetwork | None,
+    starts: Sequence[NDArray[np.int64]],
+) -> Teacher:
+    """A teacher after ``settings.evaluations``.
+
+    It begins at the best of the experts' strategies, of `starts` and of samples of the network; it descends
+    from the last two in any case.
+    """
+    teacher, rng = Teacher(offered, features, seed), np.random.default_rng((seed, 1))
+    visited = [*starts]
     if network is not None:
-        starts += _samples(ProblemPolicy(network, offered, features), rng)
-    teacher.begin_at(starts)
-    for chosen in starts[len(offered.experts) :]:
+        visited += _samples(ProblemPolicy(network, offered, features), rng)
+    teacher.begin_at([*(offered.nearest(strategy) for _, strategy in offered.experts), *visited])
+    for chosen in visited:
         teacher.visit(chosen, max_visits=offered.num_operators)
     while teacher.num_evaluations < settings.evaluations:
         changed = teacher.descend(max_visits=offered.num_operators)
         teacher.recite(share=settings.recited, disturbance=settings.disturbance)
         if changed < offered.num_operators // 10:
             teacher.disturb(settings.kicks * float(rng.random()))
-    return make_lessons(features, teacher.rows, teacher.winner, (start_s, teacher.winner_s))
+    return teacher
 
 
 def _samples(policy: ProblemPolicy, rng: np.random.Generator) -> list[NDArray[np.int64]]:

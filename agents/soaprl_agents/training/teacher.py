@@ -60,6 +60,7 @@ class Teacher:
     Attributes:
         winner: i64 [N], the best choices so far.
         winner_s: Their iteration time; infinite while nothing fits in memory.
+        start_s: That of data parallelism.
         num_evaluations: Strategies simulated.
     """
 
@@ -74,7 +75,7 @@ class Teacher:
         self.winner: IntArray = choices.start.copy()
         self._simulator = DeltaSimulator(choices.problem, choices.strategy(self.winner))
         self._state: IntArray = self.winner.copy()
-        self.winner_s = self._time()
+        self.winner_s = self.start_s = self._time()
         self.num_evaluations = 1
         self.rows: list[Row] = []
         self._contexts = self._standing(self._state)
