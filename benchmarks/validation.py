@@ -9,8 +9,9 @@ takes, and others, of several methods and random, to compare with what is predic
 resumable: what is in the folder is not measured again.
 
 With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast. With
-`--after` times of tasks and what the runtime takes are those of a run without hosts, and only the links are
-measured: then nothing is fitted to any iteration over these links.
+`--after` times of tasks are those of a run without hosts. What the runtime takes is calibrated over these
+links, as messages over them cost other things, or, with `--calibrate 0`, is that of the run without hosts,
+too. Nothing is fitted to the time of any iteration.
 
 The machine must do nothing else meanwhile: iterations are timed by the clock. What ranks compute (the column
 "compute error") is timed by what their threads ran, and is not so sensitive.
@@ -112,16 +113,14 @@ def main() -> None:
     """Runs all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--strategies", type=int, default=50)
-    parser.add_argument(
-        "--calibrate", type=int, default=8, help="strategies of each model for the calibration"
-    )
+    parser.add_argument("--calibrate", type=int, help="strategies of each model (8; after a run 5)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", default="data-parallel,model-parallel,single-device,optcnn,mcmc")
     parser.add_argument("--megabits", type=float, help="of each link and direction, a second; needs root")
     parser.add_argument("--models", default=",".join(FACTORIES), help="which of them, comma-separated")
     parser.add_argument("--budget-evals", type=int, default=20000, help="of each search")
-    parser.add_argument("--after", type=Path, help="the folder of a run whose profile and overheads count")
+    parser.add_argument("--after", type=Path, help="the folder of a run whose profile counts")
     parser.add_argument("--out", type=Path, default=Path("out/validation"))
     arguments = parser.parse_args()
     out, megabits = arguments.out, arguments.megabits
@@ -136,11 +135,11 @@ def main() -> None:
         if not links.exists():
             measure_links(links, megabits)
         measure_tasks(profile, links, models)
-        if arguments.after is not None:
+        if arguments.after is not None and arguments.calibrate == 0:
             with_overheads(arguments.after / "calibrated.yaml", links, calibrated)
         if not calibrated.exists():
             words = ["validate", *models, "-c", links, *common, "--methods", "data-parallel,single-device"]
-            words += ["--strategies", arguments.calibrate, "--seed", 1]
+            words += ["--strategies", arguments.calibrate or (5 if arguments.after else 8), "--seed", 1]
             words += ["--out", out / "calibration", "--calibrate", calibrated]
             finish([run(*words, **slow)])
         words = ["validate", *models, "-c", calibrated, *common, "--methods", arguments.methods]
