@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median, median_high
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from soaprl.atomic import check_writable, make_folder
@@ -18,7 +18,7 @@ from soaprl.cli.validation_choices import Chosen, choose, predicted
 from soaprl.cluster.files import load_cluster
 from soaprl.errors import ExecutionError
 from soaprl.graph.zoo import Option, zoo_models
-from soaprl.report.validation import Agreement, Point, agreement
+from soaprl.report.validation import Agreement, Point, agreement, percentile
 from soaprl.simulator.evaluator import Simulator
 from soaprl.simulator.result import simulate
 from soaprl.strategy.strategy import Strategy
@@ -205,13 +205,18 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
             model=Path(graph.name).name,
             found_by=c.found_by,
             predicted_s=c.predicted_s,
-            repeats_s=tuple(median_high(run.times_s) for run in own[number][: plan.repeats]),
+            repeats_s=tuple(_undisturbed(run.times_s) for run in own[number][: plan.repeats]),
             predicted_busy_s=c.busy_s,
             ran_s=tuple(median(of_rank) for of_rank in zip(*map(_ran, own[number]), strict=True)),
             stolen=median(run.stolen for run in own[number]),
         )
         for number, c in enumerate(chosen)
     ]
+
+
+def _undisturbed(times_s: Sequence[float]) -> float:
+    """The lower quartile of a run's iterations: what else a machine does only ever makes them longer."""
+    return percentile(sorted(times_s), 0.25)
 
 
 def _ran(run: "Run") -> tuple[float, ...]:

@@ -58,8 +58,9 @@ def write_calibrated(validation: Validation) -> None:
     save_cluster(cluster, plan.calibrated)
     say(
         f"soaprl: the runtime takes of a rank {format_seconds(fitted.iteration_s)} an iteration,"
-        f" {format_seconds(fitted.task_s)} a pass of a task, {format_seconds(fitted.message_s)} a message and"
-        f" {fitted.message_s_per_byte * 1e9:.3g} ns a byte: error of what ranks run"
+        f" {format_seconds(fitted.task_s)} a pass of a task, {format_seconds(fitted.message_s)} a message,"
+        f" {fitted.message_s_per_byte * 1e9:.3g} ns a byte and {fitted.reduced_s_per_byte * 1e9:.3g} ns more"
+        " a byte of a sum: error of what ranks run"
         f" {fitted.error_before:.1%} without that, {fitted.error_after:.1%} with it; wrote {plan.calibrated}"
     )
 

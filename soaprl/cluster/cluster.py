@@ -102,10 +102,13 @@ class Overheads:
     Attributes:
         task_s: Of each pass of a task: finding its regions, calling its kernels.
         iteration_s: Of an iteration, on each device that trains.
-        message_s: Of a transfer or collective, for the processor at each of its ends.
+        message_s: Of a transfer, for the processor at each of its ends.
         message_s_per_byte: Of each byte that goes out or comes in, for the processor at that end.
         collective_s: From the start of a collective to its first step.
         collective_s_per_byte: Of each byte that a collective sums, beyond the time on its links.
+        reduced_s_per_byte: Of each byte that a collective moves, for the processor that it goes out of or
+            comes into, beyond `message_s_per_byte`: it is copied together with others, summed and copied
+            back. Many cells travel as one, so that for itself a collective takes nothing.
         carry_s_per_byte: Of each byte that goes out or comes in, for the processor at that end, while it is
             on its way: what the device does next starts later, the message takes no longer.
         provenance: Where the numbers come from.
@@ -118,12 +121,14 @@ class Overheads:
     collective_s: float = COLLECTIVE_BASE_S
     collective_s_per_byte: float = 0.0
     carry_s_per_byte: float = 0.0
+    reduced_s_per_byte: float = 0.0
     provenance: str = ""
 
     @property
     def occupy(self) -> bool:
         """Whether messages take time of processors."""
-        return self.message_s > 0 or self.message_s_per_byte > 0 or self.carry_s_per_byte > 0
+        taken = self.message_s, self.message_s_per_byte, self.carry_s_per_byte, self.reduced_s_per_byte
+        return max(taken) > 0
 
 
 class Routes(Protocol):

@@ -166,6 +166,7 @@ class OverheadsSection(Section):
     collective_s: NotNegative = COLLECTIVE_BASE_S
     collective_s_per_byte: NotNegative = 0.0
     carry_s_per_byte: NotNegative = 0.0
+    reduced_s_per_byte: NotNegative = 0.0
     provenance: str = ""
 
 

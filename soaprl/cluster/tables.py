@@ -36,6 +36,7 @@ class ClusterTables(NamedTuple):
         message_s: Likewise.
         message_s_per_byte: Likewise.
         carry_s_per_byte: Likewise.
+        reduced_s_per_byte: Likewise.
         hub: Shape [0, 5] in tables of all pairs. In `collective_tables` the `ends` of
             `soaprl.cluster.hub.HubRoutes`, and the arrays of routes are over its numbered routes.
         given: All-reduces whose times are given (`Cluster.all_reduces`): their number n; for each its number
@@ -61,6 +62,7 @@ class ClusterTables(NamedTuple):
     message_s: float
     message_s_per_byte: float
     carry_s_per_byte: float
+    reduced_s_per_byte: float
     hub: IntArray
     given: IntArray
     given_s: FloatArray
@@ -120,6 +122,7 @@ def _tables(
         message_s=overheads.message_s,
         message_s_per_byte=overheads.message_s_per_byte,
         carry_s_per_byte=overheads.carry_s_per_byte,
+        reduced_s_per_byte=overheads.reduced_s_per_byte,
         hub=hub,
         given=given,
         given_s=given_s,

@@ -25,6 +25,7 @@ COLUMNS = (
     "compute error",
     "Spearman",
     "repeats'",
+    "at best",
     "Kendall",
     "best found",
     "noise floor",
@@ -84,8 +85,8 @@ class Agreement:
         compute_error: Median of the absolute relative errors of what ranks compute, against what their
             threads ran: waiting and other programs are no part of it.
         spearman: Rank correlation.
-        repeat_spearman: That of two halves of the repeats with each other: about the best that noise permits;
-            1 for a single repeat.
+        repeat_spearman: That of two halves of the repeats with each other; 1 for a single repeat.
+        best_spearman: About the highest `spearman` that noise permits; see `at_best`.
         kendall: Share of pairs in the right order less that in the wrong one (tau-b, ties counted).
         regret: How much slower than the fastest measured strategy the one predicted to be fastest is.
         noise: Median relative difference between two halves of the repeats of one strategy: what even a
@@ -101,6 +102,7 @@ class Agreement:
     compute_error: float
     spearman: float
     repeat_spearman: float
+    best_spearman: float
     kendall: float
     regret: float
     noise: float
@@ -119,6 +121,7 @@ class Agreement:
             f"{self.compute_error:.1%}",
             f"{self.spearman:.3f}",
             f"{self.repeat_spearman:.3f}",
+            f"{self.best_spearman:.3f}",
             f"{self.kendall:.3f}",
             best,
             f"{self.noise:.1%}",
@@ -142,6 +145,7 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
     predicted, measured = [p.predicted_s for p in points], [p.measured_s for p in points]
     computed = [abs(error) for point in points for error in point.compute_errors]
     chosen = min(points, key=lambda point: point.predicted_s)
+    repeats = spearman(*zip(*(_halves(point.repeats_s) for point in points), strict=True))
     return Agreement(
         model=model,
         num_strategies=len(points),
@@ -150,7 +154,8 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
         bias=median(point.error for point in points),
         compute_error=median(computed) if computed else 0.0,
         spearman=spearman(predicted, measured),
-        repeat_spearman=spearman(*zip(*(_halves(point.repeats_s) for point in points), strict=True)),
+        repeat_spearman=repeats,
+        best_spearman=at_best(repeats),
         kendall=kendall(predicted, measured),
         regret=chosen.measured_s / min(measured) - 1,
         noise=median(_noise(point.repeats_s) for point in points),
@@ -161,6 +166,19 @@ def agreement(model: str, points: Sequence[Point]) -> Agreement:
 def _halves(repeats: Sequence[float]) -> tuple[float, float]:
     """The medians of every second repeat and of the others; of one repeat that twice."""
     return median(repeats[::2]), median(repeats[1::2] or repeats)
+
+
+def at_best(halves: float) -> float:
+    """The correlation of what was measured with what would be without noise: the best that is to be expected.
+
+    Two halves of the repeats that correlate with r make a whole whose reliability is R = 2 r / (1 + r), which
+    is the correlation with another such whole (Spearman 1910, Brown 1910). With what is the same in both it
+    correlates with sqrt(R).
+
+    Args:
+        halves: r; what is below 0 counts as 0.
+    """
+    return sqrt(2 * max(halves, 0.0) / (1 + max(halves, 0.0)))
 
 
 def _noise(repeats: Sequence[float]) -> float:

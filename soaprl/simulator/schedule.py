@@ -57,7 +57,8 @@ def schedule(
     resource, duration_s, dispatched = work.resource, work.duration_s, queue.dispatched
     device_free_s, remaining_s, num_devices = queue.device_free_s, queue.remaining_s, tables.num_devices
     num_tasks, first_plan = work.totals[NUM_TASKS], num_devices * (num_devices + 1)
-    occupy = max(tables.message_s, tables.message_s_per_byte, tables.carry_s_per_byte) > 0.0
+    per_byte_s = tables.message_s_per_byte + tables.carry_s_per_byte + tables.reduced_s_per_byte
+    occupy = tables.message_s + per_byte_s > 0.0
     free_resources(tables, work, queue)
     begin_queue(layout, blocks, work, queue, num_tasks, horizon_s)
     makespan_s, done = 0.0, 0
@@ -186,7 +187,7 @@ def _occupy_holders(
     first, count = plans.holder_begin[plan], plans.num_holders[plan]
     passes = 1 if work.totals[SHARDING] else 2
     moved = 2 * passes * (count - 1) * num_bytes / count
-    taken_s = in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    taken_s = in_ticks(moved * (tables.message_s_per_byte + tables.reduced_s_per_byte))
     taken_s += in_ticks(moved * tables.carry_s_per_byte)
     for i in range(first, first + count):
         device = plans.holders[i]

@@ -229,6 +229,8 @@ def message_work(engine: Engine, ids: IntArray, tasks: Timeline) -> MessageWork:
     task = np.concatenate([np.repeat(sends, 2), np.repeat(sums, holders)])
     order = np.argsort(task, kind="stable")
     taken_s = all_in_ticks(tables.message_s + moved * tables.message_s_per_byte)
+    reduced_s_per_byte = tables.message_s_per_byte + tables.reduced_s_per_byte
+    taken_s[sums] = all_in_ticks(moved[sums] * reduced_s_per_byte)
     taken_s += all_in_ticks(moved * tables.carry_s_per_byte)
     return MessageWork(
         begin=np.concatenate([np.zeros(1, np.int64), np.cumsum(count)]),

@@ -145,6 +145,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
         collective_s=draw(seconds),
         collective_s_per_byte=draw(seconds),
         carry_s_per_byte=draw(seconds),
+        reduced_s_per_byte=draw(seconds),
         provenance="calibrated",
     )
     return Cluster(

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from math import exp
+from math import exp, sqrt
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,7 @@ from soaprl.report.validation import (
     COLUMNS,
     Point,
     agreement,
+    at_best,
     kendall,
     markdown,
     method_rows,
@@ -70,7 +71,11 @@ def test_repeats_say_how_well_an_order_can_be_known() -> None:
     # Second and third change places from one repeat to the next: rho = 1 - 6 * 2 / (3 * 8) = 0.5.
     noisy = [point(1.0, 1.0, 1.0), point(2.0, 2.0, 3.0), point(3.0, 3.0, 2.0)]
     assert agreement("net", noisy).repeat_spearman == pytest.approx(0.5)
-    assert agreement("net", [point(1.0, 1.0), point(2.0, 2.0)]).repeat_spearman == 1.0
+    # Both halves together have a reliability of 2 * 0.5 / 1.5, and agree with the truth with its root.
+    assert agreement("net", noisy).best_spearman == pytest.approx(sqrt(2 / 3))
+    once = agreement("net", [point(1.0, 1.0), point(2.0, 2.0)])
+    assert (once.repeat_spearman, once.best_spearman) == (1.0, 1.0)
+    assert at_best(-0.3) == 0.0
 
 
 def test_methods_that_noise_does_not_tell_apart_are_marked() -> None:

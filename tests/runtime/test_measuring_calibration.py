@@ -20,8 +20,10 @@ OVERHEADS = st.floats(0, 1e-2), st.floats(0, 1e-4), st.floats(0, 1e-3), st.float
 SIZES = (1024, 2**16, 2**20, 2**24)
 
 
-def load(passes: int, messages: int, num_bytes: int, busy_s: float, ran_s: float) -> Load:
-    done = Traffic(num_passes=passes, num_messages=messages, num_bytes=num_bytes)
+def load(
+    passes: int, messages: int, num_bytes: int, busy_s: float, ran_s: float, *, reduced: int = 0
+) -> Load:
+    done = Traffic(num_passes=passes, num_messages=messages, num_bytes=num_bytes, num_reduced_bytes=reduced)
     return Load(traffic=done, predicted_s=busy_s, ran_s=ran_s)
 
 
@@ -54,11 +56,14 @@ def test_overheads_are_told_apart_where_strategies_differ_in_each() -> None:
         load(p, m, n, 0.01, 0.01 + 1e-3 + 3e-5 * p + 1e-4 * m + 2e-9 * n)
         for p, m, n in ((0, 0, 0), (20, 0, 0), (10, 10, 0), (30, 0, 10**6), (5, 5, 10**6))
     ]
+    # And 3 ns more a byte of a sum.
+    done.append(load(10, 0, 10**6, 0.01, 0.01 + 1e-3 + 3e-4 + 2e-3 + 3e-3, reduced=10**6))
     found = fit_overheads(done)
     assert found.iteration_s == pytest.approx(1e-3)
     assert found.task_s == pytest.approx(3e-5)
     assert found.message_s == pytest.approx(1e-4)
     assert found.message_s_per_byte == pytest.approx(2e-9)
+    assert found.reduced_s_per_byte == pytest.approx(3e-9)
     assert found.error_before > 0.05
 
 
@@ -82,6 +87,14 @@ def test_what_bytes_take_on_their_way_is_a_part_of_what_is_fitted() -> None:
     assert found.entered(Overheads(carry_s_per_byte=2e-9), "").message_s_per_byte == pytest.approx(1e-9)
     entered = found.entered(Overheads(carry_s_per_byte=4e-9), "")
     assert (entered.message_s_per_byte, entered.carry_s_per_byte) == (0.0, 4e-9)
+    # Of 2 + 3 ns a byte of a sum, those 4 ns leave 1.
+    summed = [
+        load(0, 0, n, 1.0, 1.0 + 2e-9 * n + 3e-9 * c, reduced=c)
+        for n, c in ((0, 0), (10**7, 0), (10**8, 10**8))
+    ]
+    entered = fit_overheads(summed).entered(Overheads(carry_s_per_byte=4e-9), "")
+    assert entered.message_s_per_byte == 0.0
+    assert entered.reduced_s_per_byte == pytest.approx(1e-9)
 
 
 def test_traffic_is_counted_on_both_sides() -> None:
@@ -95,11 +108,14 @@ def test_traffic_is_counted_on_both_sides() -> None:
     assert [f.traffic.num_messages for f in found[:2]] == [2, 2]
     assert [f.traffic.num_bytes for f in found[:2]] == pytest.approx([size, size], rel=1e-6)
     trained = sum(operator.has_backward for operator in others)
+    assert [f.traffic.num_reduced_bytes for f in found[:2]] == [0, 0]
     assert [f.traffic.num_passes for f in found[:2]] == [1 + first.has_backward, len(others) + trained]
     for f in found[2:]:
         # A ring over two sends as much as it sums, and receives it.
         assert f.traffic.num_bytes == pytest.approx(2 * 4 * graph.num_parameters, rel=1e-6)
-        assert f.traffic.num_messages >= 1
+        assert f.traffic.num_reduced_bytes == pytest.approx(f.traffic.num_bytes, rel=1e-6)
+        # Cells travel together, and cost no message each.
+        assert f.traffic.num_messages == 0
     assert [f.ran_s for f in found] == [1.0, 2.0, 3.0, 3.0]
     assert all(f.predicted_s > 0 for f in found)
 
@@ -107,12 +123,15 @@ def test_traffic_is_counted_on_both_sides() -> None:
 def test_what_is_charged_is_what_was_counted() -> None:
     graph, cluster = capture_model("lenet", 4), load_cluster("cpu-1x2")
     problem = Problem(graph=graph, cluster=cluster, cost=RooflineCostModel())
-    overheads = Overheads(message_s=1e-3, message_s_per_byte=1e-9)
+    overheads = Overheads(message_s=1e-3, message_s_per_byte=1e-9, reduced_s_per_byte=2e-9)
     charged = replace(problem, cluster=replace(cluster, overheads=overheads))
-    strategy = data_parallel(graph, cluster)
-    taken_s = simulate(charged, strategy).device_message_s.tolist()
-    counted = [found.traffic for found in loads(problem, [strategy], [(1.0, 1.0)])]
-    assert taken_s == pytest.approx([1e-3 * f.num_messages + 1e-9 * f.num_bytes for f in counted], rel=1e-6)
+    apart = [unsplit(operator, number % 2) for number, operator in enumerate(graph.operators)]
+    strategies = [data_parallel(graph, cluster), Strategy(tuple(apart))]
+    for strategy in strategies:
+        taken_s = simulate(charged, strategy).device_message_s.tolist()
+        counted = [found.traffic for found in loads(problem, [strategy], [(1.0, 1.0)])]
+        expected = [1e-3 * f.num_messages + 1e-9 * f.num_bytes + 2e-9 * f.num_reduced_bytes for f in counted]
+        assert taken_s == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_collective_is_fitted_beyond_its_links() -> None:

@@ -53,7 +53,7 @@ def random_overheads(rng: random.Random) -> Overheads:
     """Of all kinds, or none."""
     if rng.random() < 0.6:
         return Overheads()
-    values = [rng.choice([0.0, 0.25, 1.0 / 3.0]) for _ in range(7)]
+    values = [rng.choice([0.0, 0.25, 1.0 / 3.0]) for _ in range(8)]
     return Overheads(
         task_s=values[0],
         iteration_s=values[1],
@@ -62,6 +62,7 @@ def random_overheads(rng: random.Random) -> Overheads:
         collective_s=values[4],
         collective_s_per_byte=values[5] / 8,
         carry_s_per_byte=values[6] / 8,
+        reduced_s_per_byte=values[7] / 8,
     )
 
 

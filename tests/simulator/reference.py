@@ -220,6 +220,10 @@ class Reference:
         """Processor time of a message at each end."""
         return ticks(self.overheads.message_s + num_bytes * self.overheads.message_s_per_byte)
 
+    def _reduced(self, moved: float) -> float:
+        """Processor time of a collective on each of its devices."""
+        return ticks(moved * (self.overheads.message_s_per_byte + self.overheads.reduced_s_per_byte))
+
     def _carried(self, num_bytes: float) -> float:
         """Processor time at each end while a message is on its way."""
         return ticks(num_bytes * self.overheads.carry_s_per_byte)
@@ -349,7 +353,7 @@ class Reference:
             ticks(time + codec),
             links=used,
             num_bytes=size,
-            taken=self._taken(moved),
+            taken=self._reduced(moved),
             carried=self._carried(moved),
             taken_from=tuple(holders),
         )

@@ -290,6 +290,19 @@ def test_collective_starts_when_the_last_contribution_is_there() -> None:
     assert found["synchronize first"][1] == pytest.approx(28 + 4 + 6.6e-6, abs=1e-9)
 
 
+def test_sums_take_processor_time_by_their_bytes_alone() -> None:
+    graph = chain(num_operators=2, sample=2, channel=1)
+    messages = Overheads(message_s=1.0, message_s_per_byte=0.25, reduced_s_per_byte=0.5)
+    cluster = replace(uniform_cluster(2), overheads=replace(messages, iteration_s=1.0, collective_s=0.0))
+    result = run(graph, cluster, data_parallel_toy(graph, 2))
+    # Of each of two cells of 4 bytes, 4 go out and 4 come in, for 0.75 s each.
+    assert result.device_message_s.tolist() == [12, 12]
+    # Backward passes end at 6 and sums at 12, but the devices work on sums until 18, and update then.
+    assert trace(result)["backward op0"] == (4, 6)
+    assert trace(result)["synchronize op0"] == (8, 12)
+    assert result.iteration_time_s == 19
+
+
 def test_synchronization_overlaps_the_backward_pass() -> None:
     graph = chain(num_operators=2, sample=2, channel=1)
     result = run(graph, uniform_cluster(2), data_parallel_toy(graph, 2), PAPER)

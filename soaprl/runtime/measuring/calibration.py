@@ -3,13 +3,13 @@
 A process runs for longer in an iteration than its tasks take by themselves: it has work to do in every
 iteration and for every pass of a task, hands messages to the library, and packs, unpacks and copies their
 bytes; some of it in threads of the library. With p the passes of tasks of a rank, m the messages that it
-sends and receives and the collectives that it takes part in, n the bytes that go out and come in (both as
-the simulator counts them, implemented in `loads`: the runtime packs some together), b the predicted seconds
-of its tasks and updates, and r those that its threads ran,
+sends and receives, n the bytes that go out and come in, c those of them that are a collective's (all as the
+simulator counts them, implemented in `loads`: the runtime packs some together), b the predicted seconds of
+its tasks and updates, and r those that its threads ran,
 
-    r - b = iteration + task * p + message * m + byte * n
+    r - b = iteration + task * p + message * m + byte * n + reduced * c
 
-in the least squares, relative to r, of all ranks of all strategies, none of the four below 0. Implemented in
+in the least squares, relative to r, of all ranks of all strategies, none of the five below 0. Implemented in
 `fit_overheads`. Other programs on the machine matter little: they take the processor away, which is not
 counted, and caches, which is.
 
@@ -42,14 +42,16 @@ class Traffic:
 
     Attributes:
         num_passes: Forward and backward passes of its tasks.
-        num_messages: Transfers that it sends and receives, and the collectives that it takes part in, as the
-            simulator has them: one for each piece of an activation and for each cell of parameters.
+        num_messages: Transfers that it sends and receives, as the simulator has them: one for each piece of
+            an activation.
         num_bytes: Bytes of these transfers, and those that rings move for the collectives, out and in.
+        num_reduced_bytes: The latter alone.
     """
 
     num_passes: int
     num_messages: int
     num_bytes: float
+    num_reduced_bytes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Fit:
         task_s: Likewise.
         message_s: Likewise.
         message_s_per_byte: Likewise, with what it takes while bytes are on their way.
+        reduced_s_per_byte: Likewise.
         error_before: Median relative error of what ranks run without them.
         error_after: And with them.
     """
@@ -84,6 +87,7 @@ class Fit:
     task_s: float
     message_s: float
     message_s_per_byte: float
+    reduced_s_per_byte: float
     error_before: float
     error_after: float
 
@@ -92,12 +96,15 @@ class Fit:
 
         What was measured with the links, of bytes that are on their way, is part of what was fitted here.
         """
+        message_s_per_byte = max(0.0, self.message_s_per_byte - overheads.carry_s_per_byte)
+        of_collectives = self.message_s_per_byte + self.reduced_s_per_byte - overheads.carry_s_per_byte
         return replace(
             overheads,
             task_s=self.task_s,
             iteration_s=self.iteration_s,
             message_s=self.message_s,
-            message_s_per_byte=max(0.0, self.message_s_per_byte - overheads.carry_s_per_byte),
+            message_s_per_byte=message_s_per_byte,
+            reduced_s_per_byte=max(0.0, of_collectives - message_s_per_byte),
             provenance=provenance,
         )
 
@@ -115,10 +122,12 @@ def loads(
     bare = Simulator(_with(problem, Overheads()))
     counting = Simulator(_with(problem, Overheads(message_s=1.0)))
     weighing = Simulator(_with(problem, Overheads(message_s_per_byte=_S_PER_BYTE)))
+    reducing = Simulator(_with(problem, Overheads(reduced_s_per_byte=_S_PER_BYTE)))
     for strategy, ran in zip(strategies, ran_s, strict=True):
         alone = simulate(bare.problem, strategy, simulator=bare)
         count = simulate(counting.problem, strategy, simulator=counting).device_message_s
         weight = simulate(weighing.problem, strategy, simulator=weighing).device_message_s
+        reduced = simulate(reducing.problem, strategy, simulator=reducing).device_message_s
         passes = (alone.tasks.kind == TaskKind.FORWARD) | (alone.tasks.kind == TaskKind.BACKWARD)
         num_passes = np.bincount(alone.tasks.source[passes], minlength=len(ran))
         for rank, seconds in enumerate(ran):
@@ -126,6 +135,7 @@ def loads(
                 num_passes=int(num_passes[rank]),
                 num_messages=round(float(count[rank])),
                 num_bytes=float(weight[rank]) / _S_PER_BYTE,
+                num_reduced_bytes=float(reduced[rank]) / _S_PER_BYTE,
             )
             yield Load(traffic=done, predicted_s=float(alone.device_busy_s[rank]), ran_s=seconds)
 
@@ -137,9 +147,7 @@ def _with(problem: Problem, overheads: Overheads) -> Problem:
 def fit_overheads(loads: Sequence[Load]) -> Fit:
     """The overheads that explain best what ranks ran; ranks that ran nothing do not count."""
     kept = [load for load in loads if load.ran_s > 0]
-    features = np.array(
-        [[1.0, load.traffic.num_passes, load.traffic.num_messages, load.traffic.num_bytes] for load in kept]
-    ).reshape(-1, 4)
+    features = np.array([_features(load.traffic) for load in kept]).reshape(-1, 5)
     ran = np.array([load.ran_s for load in kept])
     added = ran - np.array([load.predicted_s for load in kept])
     fitted = not_negative(features / ran[:, None], added / ran)
@@ -148,9 +156,14 @@ def fit_overheads(loads: Sequence[Load]) -> Fit:
         task_s=float(fitted[1]),
         message_s=float(fitted[2]),
         message_s_per_byte=float(fitted[3]),
+        reduced_s_per_byte=float(fitted[4]),
         error_before=_error(kept, np.zeros(len(kept))),
         error_after=_error(kept, features @ fitted),
     )
+
+
+def _features(done: Traffic) -> list[float]:
+    return [1.0, done.num_passes, done.num_messages, done.num_bytes, done.num_reduced_bytes]
 
 
 def _error(loads: Sequence[Load], added_s: FloatArray) -> float:

@@ -24,6 +24,7 @@ from soaprl.runtime.segments import differentiate
 # An optimizer's step is measured with this many parameters of a size, and divided by as many; with fewer
 # where they would take more than so many bytes together.
 _UPDATED, _UPDATED_BYTES = 4, 2**28
+# Of the caches that an iteration has used for other things since the last update.
 _CACHE_BYTES = 32 * 2**20
 _SEED = 0
 
@@ -41,7 +42,7 @@ class ShardMeasurer:
         repeats: Runs that count, at least.
         most_repeats: And at most.
         least_s: Repeats go on until they took this long.
-        flush: Whether caches forget between runs what was used.
+        flush: Whether caches forget between runs of a shard what was used.
     """
 
     setting: Setting
@@ -69,11 +70,13 @@ class ShardMeasurer:
             if found != extents:
                 raise UnmeasurableError(f"no first part of {operator.name!r} has {extents}; closest: {found}")
             regions = self._accepted(graph, plan)
-            clock = self._clock()
-            return self._timed(clock, lambda: _run_task(plan, regions, clock.mark))
+            clock = self._clock(self.flush)
+            return self._timed(clock, lambda: _run_task(plan, regions, clock.mark), flush=self.flush)
 
     def measure_update(self, optimizer: str, num_bytes: int) -> Measurement:
         """Forward time: of the update of parameters of `num_bytes`, beside others in one step.
+
+        Caches always forget before: parameters and the optimizer's state were used last an iteration ago.
 
         Raises:
             UnmeasurableError: It cannot be run here.
@@ -89,7 +92,7 @@ class ShardMeasurer:
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
             updates = optimizer_maker(optimizer, 1e-6)([(str(k), p) for k, p in enumerate(parameters)])
-            clock = self._clock()
+            clock = self._clock(flush=True)
 
             def run() -> _Marks:
                 start = clock.mark()
@@ -97,15 +100,15 @@ class ShardMeasurer:
                 end = clock.mark()
                 return start, end, end, end
 
-            whole = self._timed(clock, run)
+            whole = self._timed(clock, run, flush=True)
         return Measurement(
             forward_s=whole.forward_s / count, backward_s=0.0, spread=whole.spread, repeats=whole.repeats
         )
 
-    def _clock(self) -> Clock:
+    def _clock(self, flush: bool) -> Clock:
         if self.device.type == "cuda":
             return GpuClock()
-        return ProcessorClock(self.setting.threads, _CACHE_BYTES if self.flush else 4)
+        return ProcessorClock(self.setting.threads, _CACHE_BYTES if flush else 4)
 
     def _accepted(self, graph: OperatorGraph, plan: PartPlan) -> Regions:
         """Contents that the operator takes.
@@ -124,7 +127,7 @@ class ShardMeasurer:
             return Regions(graph, plan, self.device, bound=bound)
         return Regions(graph, plan, self.device, bound=1)
 
-    def _timed(self, clock: Clock, run: Callable[[], _Marks]) -> Measurement:
+    def _timed(self, clock: Clock, run: Callable[[], _Marks], *, flush: bool) -> Measurement:
         for _ in range(self.warm_up):
             run()
         clock.settle()
@@ -133,7 +136,7 @@ class ShardMeasurer:
         while len(forward) < self.repeats or (
             len(forward) < self.most_repeats and sum(forward) + sum(backward) < self.least_s
         ):
-            if self.flush:
+            if flush:
                 clock.flush()
             start, middle, again, end = run()
             forward.append(clock.elapsed_s(start, middle))
