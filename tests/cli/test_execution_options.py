@@ -137,7 +137,9 @@ def test_a_sharding_is_asked_for_by_name(soaprl: Soaprl, graph_file: Path, comma
     else:
         assert "sharding" not in whole["strategy"]
         assert pieces["strategy"]["sharding"] == "zero3"
-    assert 2 * pieces["communication_bytes"] == 3 * whole["communication_bytes"]
+    # Both layers are kept between their passes: gathered once, scattered once, as much as an all-reduce.
+    assert pieces["communication_bytes"] == whole["communication_bytes"]
+    assert pieces["peak_memory_bytes"] < whole["peak_memory_bytes"]
 
 
 def test_a_strategy_file_is_simulated_with_another_sharding(
@@ -145,7 +147,7 @@ def test_a_strategy_file_is_simulated_with_another_sharding(
 ) -> None:
     path, on = tmp_path / "fsdp.json", (graph_file, "-c", "p100-1x4", "--json")
     soaprl("search", *on, "--method", "fsdp", "--out", path)
-    for asked, expected in (((), "zero1"), (("--sharding", "none"), "none")):
+    for asked, expected in (((), "zero3"), (("--sharding", "none"), "none")):
         found = soaprl("simulate", *on, "--strategy", path, *asked).json
         assert found["strategy"].get("sharding", "none") == expected
 
@@ -153,9 +155,9 @@ def test_a_strategy_file_is_simulated_with_another_sharding(
 def test_fsdp_is_found_written_and_simulated_again(soaprl: Soaprl, graph_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "fsdp.json"
     found = soaprl("search", graph_file, "-c", "p100-1x4", "--method", "fsdp", "--out", path, "--json").json
-    assert found["strategy"]["sharding"] == "zero1"
+    assert found["strategy"]["sharding"] == "zero3"
     again = soaprl("simulate", graph_file, "-c", "p100-1x4", "--strategy", path, "--json").json
     assert again["iteration_time_s"] == found["iteration_time_s"]
     assert again["peak_memory_bytes"] < found["data_parallel"]["peak_memory_bytes"]
     exported = soaprl("export", path)
-    assert "shard optimizer state (zero1)" in exported.out
+    assert "shard parameters, gradients and optimizer state (zero3)" in " ".join(exported.out.split())
