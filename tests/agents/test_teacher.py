@@ -122,8 +122,10 @@ def test_the_better_of_two_searches_teaches(number: int, max_operators: int, ahe
     features = problem_features(offered)
     planned = offered.nearest(plan_optcnn(problem).strategy)
     found = {
-        "without": searched(offered, features, settings, 0, None, ()),
-        "with": searched(offered, features, settings, 0, None, (planned,)),
+        which: searched(
+            Teacher(offered, features, 0), offered, settings, starts, np.random.default_rng((0, 1))
+        )
+        for which, starts in (("without", []), ("with", [planned]))
     }
     better = min(found.values(), key=lambda teacher: teacher.winner_s)
     assert better is found[ahead]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from soaprl_agents.training.lessons import Lessons, load_lessons, make_lessons, 
 from soaprl_agents.training.recipe import TeachingSection
 from soaprl_agents.training.teacher import Teacher
 from soaprl_envs.choices import Choices, choices
-from soaprl_envs.features import ProblemFeatures, problem_features
+from soaprl_envs.features import problem_features
 
 from soaprl.search.optcnn import plan_optcnn
 from soaprl.simulator.problem import Problem
@@ -125,31 +126,30 @@ def teach(
     """
     offered = choices(problem)
     features = problem_features(offered)
+    rng = np.random.default_rng((seed, 1))
+    samples = [] if network is None else _samples(ProblemPolicy(network, offered, features), rng)
     planned = offered.nearest(plan_optcnn(problem).strategy)
-    searches = [searched(offered, features, settings, seed, network, starts) for starts in ((), (planned,))]
+    searches = [
+        searched(Teacher(offered, features, seed), offered, settings, starts, deepcopy(rng))
+        for starts in (samples, [planned, *samples])
+    ]
     best = min(searches, key=lambda teacher: teacher.winner_s)
     return make_lessons(features, best.rows, best.winner, (best.start_s, best.winner_s))
 
 
 def searched(
+    teacher: Teacher,
     offered: Choices,
-    features: ProblemFeatures,
     settings: TeachingSection,
-    seed: int,
-    network: PolicyNetwork | None,
     starts: Sequence[NDArray[np.int64]],
+    rng: np.random.Generator,
 ) -> Teacher:
-    """A teacher after ``settings.evaluations``.
+    """The teacher after ``settings.evaluations``.
 
-    It begins at the best of the experts' strategies, of `starts` and of samples of the network; it descends
-    from the last two in any case.
+    It begins at the best of the experts' strategies and of `starts`; it descends from all of the latter.
     """
-    teacher, rng = Teacher(offered, features, seed), np.random.default_rng((seed, 1))
-    visited = [*starts]
-    if network is not None:
-        visited += _samples(ProblemPolicy(network, offered, features), rng)
-    teacher.begin_at([*(offered.nearest(strategy) for _, strategy in offered.experts), *visited])
-    for chosen in visited:
+    teacher.begin_at([*(offered.nearest(strategy) for _, strategy in offered.experts), *starts])
+    for chosen in starts:
         teacher.visit(chosen, max_visits=offered.num_operators)
     while teacher.num_evaluations < settings.evaluations:
         changed = teacher.descend(max_visits=offered.num_operators)

@@ -102,10 +102,11 @@ def carry_s_per_byte(
     """
     size = max(_SMALLEST_PIECE, ceil(_LONGER * for_s / s_per_byte / _PIECES))
     count = ceil(_LONGER * for_s / s_per_byte / size)
-    swap, device = _swap(rank, pair, size, torch.device("cpu")), torch.device("cpu")
-    meeting = _swap(rank, pair, 1, device)
+    device = torch.device("cpu")
+    swap, meeting = _swap(rank, pair, size, device), _swap(rank, pair, 1, device)
     # As large as a layer's parameters and activations: caches matter.
-    weights, inputs, outputs = torch.zeros(_ROWS, _ROWS), torch.zeros(_ROWS, _COLUMNS), _matrix()
+    weights, inputs = torch.zeros(_ROWS, _ROWS), torch.zeros(_ROWS, _COLUMNS)
+    outputs = torch.zeros_like(inputs)
 
     def computed_per_s() -> float:
         done, start_s = 0, time.perf_counter()
@@ -130,22 +131,23 @@ def carry_s_per_byte(
     computed_per_s()
     own = torch.tensor([median(trial() for _ in range(trials))], dtype=torch.float64)
     other = torch.zeros_like(own)
-    peer = pair[1] if rank == pair[0] else pair[0]
+    peer = _peer(rank, pair)
     complete([("receive", other, peer), ("send", own, peer)])
     return max(0.0, float((own + other).item()) / 2)
-
-
-def _matrix() -> Tensor:
-    return torch.zeros(_ROWS, _COLUMNS)
 
 
 def _bytes(size: int, device: torch.device) -> Tensor:
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
+def _peer(rank: int, pair: tuple[int, int]) -> int:
+    """The other rank of the pair."""
+    return pair[1] if rank == pair[0] else pair[0]
+
+
 def _swap(rank: int, pair: tuple[int, int], size: int, device: torch.device) -> list[Operation]:
     """A message to the other rank of the pair, and one from it."""
-    peer = pair[1] if rank == pair[0] else pair[0]
+    peer = _peer(rank, pair)
     return [("receive", _bytes(size, device), peer), ("send", _bytes(size, device), peer)]
 
 
