@@ -4,9 +4,10 @@
     sudo python benchmarks/validation.py --megabits 1000 --after out/validation --steps 2 --out out/1000
 
 Measures the links of two gloo processes and the shards of four models (`validation_models.py`), by two
-processes at once, because that is how they run. Then a few strategies are run to calibrate what the runtime
-takes, and others, of several methods and random, to compare with what is predicted for them. Everything is
-resumable: what is in the folder is not measured again.
+processes at once, because that is how they run, and in rounds: all of them once, then all again; of each the
+median counts. Then a few strategies are run to calibrate what the runtime takes, and others, of several
+methods and random, to compare with what is predicted for them. Everything is resumable: what is in the folder
+is not measured again.
 
 With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast. With
 `--after` times of tasks are those of a run without hosts. What the runtime takes is calibrated over these
@@ -74,12 +75,14 @@ def measure_links(path: Path, megabits: float | None) -> None:
     finish(ranks)
 
 
-def measure_tasks(profile: Path, cluster: Path, models: Sequence[str]) -> None:
-    """Measures the shards of models, by as many processes as there are ranks."""
-    for model in models:
-        name, _, batch = model.rpartition(":")
-        words = ("profile", name, "-b", batch, "-c", cluster, "--out", profile, "--show", 0)
-        finish([run(*words, OMP_NUM_THREADS="1") for _ in range(NUM_RANKS)])
+def measure_tasks(profile: Path, cluster: Path, models: Sequence[str], rounds: int) -> None:
+    """Measures the shards of all models so often, by as many processes as there are ranks."""
+    for number in range(rounds):
+        for model in models:
+            name, _, batch = model.rpartition(":")
+            words = ("profile", name, "-b", batch, "-c", cluster, "--out", profile, "--show", 0)
+            more = ("--rounds", number + 1)
+            finish([run(*words, *more, OMP_NUM_THREADS="1") for _ in range(NUM_RANKS)])
 
 
 def with_overheads(calibrated: Path, links: Path, path: Path) -> None:
@@ -114,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--strategies", type=int, default=50)
     parser.add_argument("--calibrate", type=int, help="strategies of each model (8; after a run 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of measuring shards")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", default="data-parallel,model-parallel,single-device,optcnn,mcmc")
@@ -134,7 +138,7 @@ def main() -> None:
     with machines(megabits):
         if not links.exists():
             measure_links(links, megabits)
-        measure_tasks(profile, links, models)
+        measure_tasks(profile, links, models, 1 if arguments.after else arguments.rounds)
         if arguments.after is not None and arguments.calibrate == 0:
             with_overheads(arguments.after / "calibrated.yaml", links, calibrated)
         if not calibrated.exists():

@@ -32,6 +32,10 @@ def profile(
         str | None, typer.Option("--device-type", help="Which of the cluster's types the device stands for.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of each process, on a CPU.")] = 1,
+    rounds: Annotated[
+        int,
+        typer.Option("--rounds", min=1, help="Measure everything so often; of a shard the median counts."),
+    ] = 1,
     show: Annotated[int, typer.Option("--show", min=0, help="How many deviations from the roofline.")] = 10,
     batch_size: BatchSize = None,
     option: ModelOptions = None,
@@ -43,7 +47,8 @@ def profile(
     """Measure what a model's shards take on this machine, for --cost of simulate, search and compare.
 
     What the profile has already is not measured again: the command may be interrupted at any moment, and
-    goes on. Several processes may measure into one file. With --links, under torchrun, the links between the
+    goes on. Several processes may measure into one file. More rounds help where a machine is faster at some
+    moments than at others. With --links, under torchrun, the links between the
     job's processes are measured instead, and written as a cluster.
     """
     from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
@@ -62,7 +67,7 @@ def profile(
     )
     prepared = prepare(choice, cluster, Execution(optimizer=optimizer, compute_dtype=compute_dtype))
     path = out or DEFAULT_FILE
-    profiled = measure(prepared, path, device=device, device_type=device_type, threads=threads)
+    profiled = measure(prepared, path, device=device, device_type=device_type, threads=threads, rounds=rounds)
     if as_json:
         print_json({**prepared.as_json(), **profiled.as_json()})
     else:

@@ -43,7 +43,8 @@ class Profiled:
         path: The profile.
         setting: What was measured on.
         num_shards: What the model needs.
-        num_measured: How much of it was measured just now.
+        rounds: How often each of them is measured.
+        num_measured: How many measurements were made just now.
         unmeasurable: What could not be, with the reason.
         deviations: From the roofline, the farthest first.
     """
@@ -51,6 +52,7 @@ class Profiled:
     path: Path
     setting: Setting
     num_shards: int
+    rounds: int
     num_measured: int
     unmeasurable: tuple[Measured, ...]
     deviations: tuple[Deviation, ...]
@@ -64,6 +66,7 @@ class Profiled:
             "threads": self.setting.threads,
             "torch_version": self.setting.torch_version,
             "num_shards": self.num_shards,
+            "rounds": self.rounds,
             "num_measured": self.num_measured,
             "unmeasurable": [{"kind": row.kind, "reason": row.reason} for row in self.unmeasurable],
             "median_ratio_to_roofline": median(d.ratio for d in self.deviations) if self.deviations else None,
@@ -91,7 +94,13 @@ def check_words(model: str | None, cluster: str | None, device: str | None, *, l
 
 
 def measure(
-    prepared: Prepared, path: Path, *, device: str | None, device_type: str | None, threads: int
+    prepared: Prepared,
+    path: Path,
+    *,
+    device: str | None,
+    device_type: str | None,
+    threads: int,
+    rounds: int = 1,
 ) -> Profiled:
     """Measures what the profile at `path` lacks of the prepared model.
 
@@ -114,13 +123,14 @@ def measure(
     wanted = {anchor.family for anchor in anchors} | {f"{_UPDATE}/{problem.options.optimizer}"}
     with Profile(path, create=True) as profile, _shown(str(setting)) as listen:
         measured = measure_missing(
-            profile, measurer, graph, anchors, problem.options.optimizer, sizes, listen
+            profile, measurer, graph, anchors, problem.options.optimizer, sizes, listen, rounds=rounds
         )
         rows = [row for row in profile.all(setting) if row.family in wanted]
     return Profiled(
         path=path,
         setting=setting,
         num_shards=len(anchors) + len(sizes),
+        rounds=rounds,
         num_measured=measured,
         unmeasurable=tuple(row for row in rows if row.times is None),
         deviations=tuple(deviations(rows, graph, anchors, roofline, types[name])),
@@ -163,10 +173,11 @@ def print_profiled(title: str, profiled: Profiled, *, num_shown: int) -> None:
         columns = ("operator", "kind", "extents", "measured", "roofline", "ratio")
         print_table(f"{title}: farthest from the roofline", columns, rows)
     print_table(f"{title}: by kind of operator", ("kind", "shards", "median ratio"), _by_kind(profiled))
-    done = profiled.num_shards - profiled.num_measured
+    done = profiled.num_shards * profiled.rounds - profiled.num_measured
+    often = f" in {profiled.rounds} rounds" if profiled.rounds > 1 else ""
     say(
-        f"soaprl: {profiled.num_shards} shards: {profiled.num_measured} measured now, {done} known before;"
-        f" wrote {profiled.path}"
+        f"soaprl: {profiled.num_shards} shards{often}: {profiled.num_measured} measured now, {done} known"
+        f" before; wrote {profiled.path}"
     )
     for (kind, reason), count in Counter((row.kind, row.reason) for row in profiled.unmeasurable).items():
         say(f"soaprl: warning: {count} shards of {kind} cannot be measured and keep estimates: {reason}")

@@ -35,6 +35,24 @@ def test_a_model_is_measured_once_and_set_beside_the_roofline(
     assert all(d["measured_s"] > 0 and d["roofline_s"] > 0 for d in found["deviations"])
 
 
+def test_more_rounds_measure_everything_again(soaprl: Soaprl, model_file: Path, tmp_path: Path) -> None:
+    words = (
+        "profile",
+        f"{model_file}:factory",
+        "-c",
+        "cpu-1x2",
+        "-b",
+        8,
+        "--out",
+        tmp_path / "p.db",
+        "--json",
+    )
+    first, more = soaprl(*words).json, soaprl(*words, "--rounds", 3).json
+    assert first["num_measured"] == first["num_shards"]
+    assert (more["rounds"], more["num_measured"]) == (3, 2 * more["num_shards"])
+    assert soaprl(*words[:-1], "--rounds", 2).err.count("0 measured now") == 1
+
+
 def test_the_table_names_operators_and_how_far_they_are(
     soaprl: Soaprl, profile: Path, model_file: Path
 ) -> None:

@@ -43,12 +43,12 @@ def cpu_cluster(num_devices: int) -> Cluster:
     return load_cluster(f"cpu-1x{num_devices}")
 
 
-def measured_into(path: Path, num_devices: int, **changes: object) -> list[Progress]:
+def measured_into(path: Path, num_devices: int, *, rounds: int = 1, **changes: object) -> list[Progress]:
     measurer = replace(ClosedForm(), **changes)  # type: ignore[arg-type]
     heard: list[Progress] = []
     with Profile(path, create=True) as profile:
         anchors, sizes = plan_anchors(GRAPH, num_devices), update_sizes(GRAPH, num_devices)
-        measure_missing(profile, measurer, GRAPH, anchors, "adam", sizes, heard.append)
+        measure_missing(profile, measurer, GRAPH, anchors, "adam", sizes, heard.append, rounds=rounds)
     return heard
 
 
@@ -197,6 +197,20 @@ def test_a_session_reports_how_far_it_is_and_measures_nothing_twice(tmp_path: Pa
     assert [p.done for p in first] == [*range(total), total]
     assert (first[-1].measured, first[-1].total) == (total, total)
     assert [(p.done, p.measured) for p in again] == [(total, 0)]
+
+
+def test_rounds_measure_everything_before_anything_again_and_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    total = len(plan_anchors(GRAPH, 4)) + len(update_sizes(GRAPH, 4))
+    first, more = measured_into(path, 4), measured_into(path, 4, rounds=3)
+    assert first[-1].measured == total
+    assert [p.done for p in more] == [*range(total, 3 * total), 3 * total]
+    names = [p.name for p in more]
+    assert names[:total] == names[total : 2 * total], "the order is the same in every round"
+    assert (more[-1].measured, more[-1].total) == (2 * total, 3 * total)
+    with Profile(path) as profile:
+        assert {row.rounds for row in profile.all(SETTING)} == {3}
+    assert measured_into(path, 4, rounds=2)[-1].measured == 0
 
 
 def test_what_is_planned_covers_every_strategy_with_powers_of_two(profile: Path) -> None:

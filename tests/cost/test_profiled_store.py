@@ -85,6 +85,39 @@ def test_the_first_measurement_of_a_shard_stays(tmp_path: Path) -> None:
         assert profile.all(SETTING) == [ROW]
 
 
+def measured_again(path: Path, *times_s: float) -> list[Measured]:
+    """What a reader finds of a shard of 10 and 20 us that was measured again so often."""
+    with Profile(path, create=True) as profile:
+        profile.put(SETTING, ROW)
+        for time_s in times_s:
+            profile.put_again(
+                SETTING, "f", (2, 3), Measurement(forward_s=time_s, backward_s=2 * time_s, repeats=3)
+            )
+        assert profile.get(SETTING, "f", (2, 3)) == profile.all(SETTING)[0]
+    return rows(path)
+
+
+def test_of_several_rounds_the_median_counts_and_all_are_kept(tmp_path: Path) -> None:
+    (found,) = measured_again(tmp_path / "p.db", 4e-5, 1.5e-5)
+    # Of 10, 40 and 15 us.
+    expected = Measurement(forward_s=1.5e-5, backward_s=3e-5, spread=0.1, repeats=1 + 3 + 3)
+    assert (found.times, found.rounds) == (expected, 3)
+    (found,) = measured_again(tmp_path / "p.db", 2e-5)
+    assert found.rounds == 4
+    assert found.times is not None
+    assert found.times.forward_s == pytest.approx(1.75e-5)
+
+
+def test_a_later_round_that_was_changed_behind_its_back_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    measured_again(path, 4e-5)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE rounds SET forward_s = 1e-9")
+    connection.close()
+    with Profile(path) as profile, pytest.raises(CostError, match="checksum"):
+        profile.all(SETTING)
+
+
 def test_two_processes_measure_nothing_twice_and_nothing_is_left_out(tmp_path: Path) -> None:
     path, log = tmp_path / "p.db", tmp_path / "log"
     with measuring(path, log) as first, measuring(path, log) as second:

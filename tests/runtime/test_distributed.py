@@ -5,14 +5,18 @@ import zlib
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 
 from soaprl.graph.capture import capture, graph_from_program
 from soaprl.runtime.check import check_program
 from soaprl.runtime.compile import compile_program
 from soaprl.runtime.distributed import DistributedRank, Groups
+from soaprl.runtime.distributed.transport import Transport
 from soaprl.runtime.literals import literal_tensors
+from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import LogicalRanks
-from soaprl.runtime.program import CompileOptions
+from soaprl.runtime.program import CompileOptions, Exchange
+from soaprl.runtime.rank import RankState
 from soaprl.runtime.stores import blocks_of
 from soaprl.runtime.training import graph_of_model, initialize
 from soaprl.strategy.schedules import Schedule
@@ -136,3 +140,31 @@ def pipelines(rank: int) -> None:
 
 def test_pipelines_train_in_four_processes_as_in_one() -> None:
     run_processes(pipelines, NUM_RANKS)
+
+
+def message_before_its_step(rank: int) -> None:
+    module, batch = Layers().double(), torch.randn(12, 6, dtype=torch.double)
+    graph = graph_of_model(module, (batch,))
+    program = compile_program(graph, model_parallel(graph, 2), num_ranks=2)
+    tensors = {**literal_tensors(graph), **sources(graph, module, (batch,))}
+    groups, fetch = Groups(), blocks_of(graph, tensors)
+    state = RankState(graph, program, rank, fetch, torch.device("cpu"), kernels())
+    transport = Transport(state, groups, timeout_s=10.0)
+    step = next(s for s in program.ranks[rank].steps if isinstance(s, Exchange) and s.direction == "forward")
+    (message,) = step.sends if rank == 0 else step.receives
+    shapes = [[stop - start for start, stop in piece.box] for piece in message.pieces]
+    if rank == 0:
+        for piece, shape in zip(message.pieces, shapes, strict=True):
+            state.tasks.keep(piece, torch.full(shape, 7.0, dtype=torch.double))
+        # A message has gone when its receiver was ready for it; nobody comes to the step before the barrier.
+        transport.start(step)()
+        dist.barrier()
+    else:
+        transport.expect(step)
+        dist.barrier()
+        transport.start(step)()
+        assert all(bool((state.value(piece) == 7.0).all()) for piece in message.pieces)
+
+
+def test_an_expected_message_leaves_before_its_receiver_comes_to_the_step() -> None:
+    run_processes(message_before_its_step, 2)

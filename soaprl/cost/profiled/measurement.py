@@ -1,6 +1,8 @@
 """What is measured, of what, and on what."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Protocol, TypeAlias
 
 from soaprl.graph.operators import Operator, OperatorGraph
@@ -60,8 +62,9 @@ class Measured:
         family: Of the operator, as `family_of` gives it; ``update/NAME`` for an optimizer's update.
         extents: Of the shard; the bytes of parameters for an update.
         kind: Of the operator, for people and statistics.
-        times: What was measured; None where it could not be.
+        times: What was measured, in all rounds together; None where it could not be.
         reason: Why it could not be; empty where it was.
+        rounds: How often it was measured, at different times.
     """
 
     family: str
@@ -69,6 +72,20 @@ class Measured:
     kind: str
     times: Measurement | None
     reason: str = ""
+    rounds: int = 1
+
+
+def together(rounds: Sequence[Measurement]) -> Measurement:
+    """What was measured in several rounds, as one: medians, so that a slow moment of the machine is none.
+
+    The spread is the largest of any round.
+    """
+    return Measurement(
+        forward_s=median(times.forward_s for times in rounds),
+        backward_s=median(times.backward_s for times in rounds),
+        spread=max(times.spread for times in rounds),
+        repeats=sum(times.repeats for times in rounds),
+    )
 
 
 class Measurer(Protocol):

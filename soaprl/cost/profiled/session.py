@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 from soaprl.cluster.cluster import DeviceType
@@ -24,7 +24,7 @@ class Progress:
     """How far a session is.
 
     Attributes:
-        done: Shards that are in the profile, or cannot be measured.
+        done: Shards that are in the profile, or cannot be measured; one counts once a round.
         total: All.
         measured: How many of them this process measured.
         name: The operator, or the optimizer, at hand.
@@ -67,6 +67,7 @@ class _Item:
     family: str
     extents: Extents
     operator: Operator | None
+    round: int = 0
 
 
 def measure_one(
@@ -95,8 +96,13 @@ def measure_missing(
     optimizer: str,
     sizes: Sequence[int],
     listen: Callable[[Progress], None],
+    *,
+    rounds: int = 1,
 ) -> int:
-    """Measures what the profile lacks of anchors and updates; returns how many this process measured.
+    """Measures what the profile lacks of anchors and updates; returns how often this process measured.
+
+    In each round everything is measured once, before anything is measured once more: the speed of a machine
+    changes for seconds at a time, and so not all rounds of a shard are within one such time.
 
     What another process is measuring is left for the end, and waited for. May be interrupted at any moment:
     what was measured is in the profile, and the next call goes on.
@@ -109,28 +115,63 @@ def measure_missing(
         optimizer: Whose updates to measure.
         sizes: Bytes of the updates.
         listen: Called before each measurement and at the end.
+        rounds: How often each is measured in all; what the profile has counts.
     """
-    items = [_Item(family=a.family, extents=a.extents, operator=graph.operators[a.operator]) for a in anchors]
-    items += [_Item(family=f"{UPDATE}{optimizer}", extents=(size,), operator=None) for size in sizes]
-    there = {(row.family, row.extents) for row in profile.all(measurer.setting)}
-    waiting = [item for item in items if (item.family, item.extents) not in there]
-    measured = 0
+    things = [
+        _Item(family=a.family, extents=a.extents, operator=graph.operators[a.operator]) for a in anchors
+    ]
+    things += [_Item(family=f"{UPDATE}{optimizer}", extents=(size,), operator=None) for size in sizes]
+    there = {(row.family, row.extents): row for row in profile.all(measurer.setting)}
+    total, measured = rounds * len(things), 0
     with Claims(profile.path) as claims:
-        while waiting:
-            left: list[_Item] = []
-            for number, item in enumerate(waiting):
-                done = len(items) - len(waiting) + number - len(left)
-                listen(Progress(done=done, total=len(items), measured=measured, name=_name(item)))
-                found = _settled(profile, claims, measurer, graph, item)
-                if found is None:
-                    left.append(item)
-                else:
-                    measured += found[1]
-            if len(left) == len(waiting):
-                time.sleep(_POLL_S)
-            waiting = left
-    listen(Progress(done=len(items), total=len(items), measured=measured, name=""))
+        for number in range(rounds):
+            missing = [
+                replace(item, round=number)
+                for item in things
+                if not _has(there.get((item.family, item.extents)), number)
+            ]
+            end = (number + 1) * len(things)
+
+            def begin(item: _Item, left: int, now: int, *, end: int = end, before: int = measured) -> None:
+                listen(Progress(done=end - left, total=total, measured=before + now, name=_name(item)))
+
+            measured += _settle_all(profile, claims, measurer, graph, missing, begin)
+    listen(Progress(done=total, total=total, measured=measured, name=""))
     return measured
+
+
+def _settle_all(
+    profile: Profile,
+    claims: Claims,
+    measurer: Measurer,
+    graph: OperatorGraph,
+    missing: Sequence[_Item],
+    begin: Callable[[_Item, int, int], None],
+) -> int:
+    """Settles all items, those that others are at last; returns how many this process measured.
+
+    `begin` is called before each with the item, how many are left, and how many were measured.
+    """
+    waiting, left, measured = list(missing), len(missing), 0
+    while waiting:
+        busy: list[_Item] = []
+        for item in waiting:
+            begin(item, left, measured)
+            found = _settled(profile, claims, measurer, graph, item)
+            if found is None:
+                busy.append(item)
+            else:
+                left -= 1
+                measured += found[1]
+        if len(busy) == len(waiting):
+            time.sleep(_POLL_S)
+        waiting = busy
+    return measured
+
+
+def _has(row: Measured | None, number: int) -> bool:
+    """Whether a row has round `number`; what cannot be measured is tried once."""
+    return row is not None and (row.times is None or row.rounds > number)
 
 
 def _settled(
@@ -144,11 +185,14 @@ def _settled(
     try:
         # Only now: who had the claim before may have measured it.
         row = profile.get(setting, item.family, item.extents)
-        if row is not None:
+        if row is not None and _has(row, item.round):
             return row, False
-        row = _measured(measurer, graph, item)
-        profile.put(setting, row)
-        return row, True
+        found = _measured(measurer, graph, item)
+        if row is None:
+            profile.put(setting, found)
+        elif found.times is not None:
+            profile.put_again(setting, item.family, item.extents, found.times)
+        return found, True
     finally:
         claims.give_back(claim)
 

@@ -3,8 +3,8 @@
 Every measurement is committed by itself, in write-ahead mode: whatever ends the process, at any moment, what
 was measured is there. Every row carries a checksum, so that a damaged file is an error and never a time.
 
-Tables: ``settings`` (on what was measured) and ``measurements`` (see `Measured`), one row for each setting,
-family and extents.
+Tables: ``settings`` (on what was measured), ``measurements`` (see `Measured`), one row for each setting,
+family and extents, and, once something is measured again, ``rounds``: the second time and later.
 """
 
 import json
@@ -12,13 +12,15 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from soaprl.cost.profiled.measurement import Extents, Measured, Measurement, Setting
+from soaprl.cost.profiled.measurement import Extents, Measured, Measurement, Setting, together
 from soaprl.errors import CostError
 
 # "SOAP" in ASCII: what SQLite files of this program are known by.
@@ -53,8 +55,25 @@ CREATE TABLE measurements (
     PRIMARY KEY (setting, family, extents)
 ) WITHOUT ROWID;
 """
+_ROUNDS = """
+CREATE TABLE IF NOT EXISTS rounds (
+    setting INTEGER NOT NULL REFERENCES settings (id),
+    family TEXT NOT NULL,
+    extents TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    forward_s REAL NOT NULL,
+    backward_s REAL NOT NULL,
+    spread REAL NOT NULL,
+    repeats INTEGER NOT NULL,
+    measured_at TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (setting, family, extents, round)
+) WITHOUT ROWID
+"""
+_AGAIN = "family, extents, round, forward_s, backward_s, spread, repeats, checksum"
 _COLUMNS = "family, extents, kind, forward_s, backward_s, spread, repeats, reason, checksum"
 _Row = tuple[str, str, str, float | None, float | None, float | None, int | None, str, int]
+_Round = tuple[str, str, int, float, float, float, int, int]
 
 
 class Profile:
@@ -175,20 +194,50 @@ class Profile:
 
     def all(self, setting: Setting) -> list[Measured]:
         """Everything that was measured under a setting."""
+        number = self._id(setting)
         with self._errors():
-            rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM measurements WHERE setting = ?", (self._id(setting),)
+            rows: list[_Row] = self._connection.execute(
+                f"SELECT {_COLUMNS} FROM measurements WHERE setting = ?", (number,)
             ).fetchall()
-        return [self._parsed(row) for row in rows]
+        again = defaultdict(list)
+        for later in self._later("setting = ?", number):
+            again[later[0], later[1]].append(later)
+        return [self._parsed(row, again[row[0], row[1]]) for row in rows]
 
     def get(self, setting: Setting, family: str, extents: Extents) -> Measured | None:
         """One row, or None."""
+        condition = "setting = ? AND family = ? AND extents = ?"
+        values = self._id(setting), family, json.dumps(extents)
         with self._errors():
             row = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM measurements WHERE setting = ? AND family = ? AND extents = ?",
-                (self._id(setting), family, json.dumps(extents)),
+                f"SELECT {_COLUMNS} FROM measurements WHERE {condition}", values
             ).fetchone()
-        return None if row is None else self._parsed(row)
+        return None if row is None else self._parsed(row, self._later(condition, *values))
+
+    def _later(self, condition: str, *values: object) -> list[_Round]:
+        """What was measured in later rounds."""
+        with self._errors():
+            run = self._connection.execute
+            if not run("SELECT count(*) FROM sqlite_master WHERE name = 'rounds'").fetchone()[0]:
+                return []
+            return run(f"SELECT {_AGAIN} FROM rounds WHERE {condition}", values).fetchall()
+
+    def put_again(self, setting: Setting, family: str, extents: Extents, times: Measurement) -> None:
+        """Keeps what came of measuring once more what has a row: it is on disk when this returns."""
+        number, words = self._id(setting), json.dumps(extents)
+        numbers = times.forward_s, times.backward_s, times.spread, times.repeats
+        with self._errors():
+            run = self._connection.execute
+            run(_ROUNDS)
+            key = number, family, words
+            where = "setting = ? AND family = ? AND extents = ?"
+            (count,) = run(f"SELECT count(*) FROM rounds WHERE {where}", key).fetchone()
+            values = (family, words, count + 1, *numbers)
+            run(
+                f"INSERT OR IGNORE INTO rounds (setting, measured_at, {_AGAIN})"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (number, _now(), *values, _checksum(values)),
+            )
 
     def put(self, setting: Setting, measured: Measured) -> None:
         """Keeps a row, once and for all: it is on disk when this returns; a second of its kind is dropped."""
@@ -204,19 +253,26 @@ class Profile:
                 (self._ensured(setting), _now(), *values, _checksum(values)),
             )
 
-    def _parsed(self, row: _Row) -> Measured:
-        *values, checksum = row
-        if checksum != _checksum(tuple(values)):
-            raise self._damaged(f"the checksum of {row[2]} {row[1]} is wrong")
+    def _parsed(self, row: _Row, later: Sequence[_Round]) -> Measured:
+        for *values, checksum in (row, *later):
+            if checksum != _checksum(tuple(values)):
+                raise self._damaged(f"the checksum of {row[2]} {row[1]} is wrong")
         family, extents, kind, forward_s, backward_s, spread, repeats, reason, _ = row
         times = None
         if forward_s is not None and backward_s is not None:
             times = Measurement(
                 forward_s=forward_s, backward_s=backward_s, spread=spread or 0.0, repeats=repeats or 0
             )
-        return Measured(
+        found = Measured(
             family=family, extents=tuple(json.loads(extents)), kind=kind, times=times, reason=reason
         )
+        if times is None or not later:
+            return found
+        again = [
+            Measurement(forward_s=forward, backward_s=backward, spread=spread, repeats=count)
+            for _, _, _, forward, backward, spread, count, _ in later
+        ]
+        return replace(found, times=together([times, *again]), rounds=1 + len(again))
 
     def _id(self, setting: Setting) -> int:
         row = self._connection.execute(

@@ -16,6 +16,7 @@ from soaprl.runtime.distributed.transport import Arrival, LinkError, Transport
 from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
 from soaprl.runtime.program import (
+    Exchange,
     Forward,
     LoadInputs,
     Program,
@@ -69,6 +70,7 @@ class DistributedRank:
         self.state = RankState(graph, program, groups.rank, state, device or torch.device("cpu"), table)
         self._transport = Transport(self.state, groups, timeout_s=timeout_s)
         self._steps: dict[bool, tuple[BoundStep, ...]] = {}
+        self._received = tuple(s for s in self.state.program.steps if isinstance(s, Exchange) and s.receives)
         self._pending: dict[int, tuple[Shared, Arrival]] = {}
         self._health = groups.health
         self._failures = Failures(self.state.graph, program, groups, timeout_s=timeout_s)
@@ -112,6 +114,9 @@ class DistributedRank:
         self.state.clear_gradients()
         self._pending.clear()
         try:
+            for expected in self._received:
+                self._shared = expected
+                self._transport.expect(expected)
             # Bound when they are first run, so that whoever follows the rank can do so from the beginning.
             if apart not in self._steps:
                 self._steps[apart] = bound_steps(self.state, apart=apart)

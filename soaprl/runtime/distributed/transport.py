@@ -3,6 +3,10 @@
 A `Transport` has buffers for each step, made when the step first comes and used again in each iteration.
 With gloo all that travels is in CPU memory: tensors of a GPU are staged, so that several processes can share
 one. With NCCL it stays where it is.
+
+A message leaves over gloo once a thread of its sender has been told that the receiver is ready for it. If it
+is told while the sender computes, that thread and the message wait until the sender does. So a rank is ready
+for all messages of an iteration from its beginning (`Transport.expect`): its buffers are there anyway.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,8 +57,21 @@ class Transport:
         self._sums: dict[int, SumBuffer] = {}
         self._shards: dict[int, PartsBuffer] = {}
         self._arriving: dict[int, Tensor] = {}
+        # What receives each expected exchange.
+        self._expected: dict[int, list[dist.Work]] = {}
         # What begins the second round of each encoded sum that is in its first.
         self._first_rounds: list[Callable[[], None]] = []
+
+    def expect(self, step: Exchange) -> None:
+        """Is ready for the messages of an exchange before the rank comes to it.
+
+        With NCCL, whose sends and receives follow each other in one order, nothing happens.
+
+        Raises:
+            LinkError: Others do not answer.
+        """
+        if not self._nccl:
+            self._expected[step.id] = self._posted(step.id, sends=[], receives=self._received(step))
 
     def start(self, step: Shared, *, scale: float = 1.0) -> Arrival:
         """Sends what this rank has for the others; what it returns takes what they have.
@@ -78,9 +95,10 @@ class Transport:
         return self._reduce(step, scale)
 
     def _exchange(self, step: Exchange) -> Arrival:
-        receives = [(m.peer, self._buffer(step.id, m, received=True).packed) for m in step.receives]
+        expected = self._expected.pop(step.id, None)
         sends = [(m.peer, self._packed(step, m)) for m in step.sends]
-        works = self._posted(step.id, sends, receives)
+        receives = self._received(step) if expected is None else []
+        works = [*(expected or ()), *self._posted(step.id, sends, receives)]
 
         def arrive() -> None:
             for work in works:
@@ -90,6 +108,9 @@ class Transport:
                 self._state.incoming(message, step.direction, self._here(contents))
 
         return arrive
+
+    def _received(self, step: Exchange) -> list[tuple[int, Tensor]]:
+        return [(m.peer, self._buffer(step.id, m, received=True).packed) for m in step.receives]
 
     def _packed(self, step: Exchange, message: Message) -> Tensor:
         contents = self._state.outgoing(message, step.direction)

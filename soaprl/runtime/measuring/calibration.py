@@ -94,17 +94,18 @@ class Fit:
     def entered(self, overheads: Overheads, provenance: str) -> Overheads:
         """The overheads of a cluster with these in place of what they had.
 
-        What was measured with the links, of bytes that are on their way, is part of what was fitted here.
+        What was measured with the links, of bytes that are on their way, is part of what was fitted here; and
+        no more than that, which runs show and full links may exceed.
         """
-        message_s_per_byte = max(0.0, self.message_s_per_byte - overheads.carry_s_per_byte)
-        of_collectives = self.message_s_per_byte + self.reduced_s_per_byte - overheads.carry_s_per_byte
+        carried_s_per_byte = min(overheads.carry_s_per_byte, self.message_s_per_byte)
         return replace(
             overheads,
             task_s=self.task_s,
             iteration_s=self.iteration_s,
             message_s=self.message_s,
-            message_s_per_byte=message_s_per_byte,
-            reduced_s_per_byte=max(0.0, of_collectives - message_s_per_byte),
+            message_s_per_byte=self.message_s_per_byte - carried_s_per_byte,
+            carry_s_per_byte=carried_s_per_byte,
+            reduced_s_per_byte=self.reduced_s_per_byte,
             provenance=provenance,
         )
 

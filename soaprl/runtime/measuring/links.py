@@ -4,8 +4,8 @@ The ranks of each pair send each other messages of the same size at once, as the
 bytes the link model says t = latency + s / bandwidth. Some links let small messages, or the first of many,
 pass faster than what they carry for long: a limited network interface saves up what it may send (a token
 bucket), buffers fill. So the bandwidth is that of the largest messages, and of smaller ones as far down as
-the same line explains them, implemented in `steady_line`; the latency is that of the smallest message, which
-a round trip is made of twice, implemented in `fit_link`.
+the same line explains them, implemented in `steady_line`; the latency is that of the smallest message from a
+rank that has computed to one that waits, implemented in `fit_link`.
 
 All ranks also sum buffers of the same sizes. What the collective model makes of the fitted links is set
 beside those times, so that its error is known. And it is measured what computing loses to messages.
