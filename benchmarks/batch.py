@@ -36,8 +36,9 @@ from soaprl.search.metropolis import MetropolisSettings, metropolis
 from soaprl.search.proposals import Proposals, ProposalSettings
 from soaprl.search.task import Budget, SearchTask
 from soaprl.simulator.batch import BatchSimulator, available_cores
+from soaprl.simulator.edges import Found
 from soaprl.simulator.evaluator import Simulator
-from soaprl.simulator.patch import Change, Found, Graph, Setting
+from soaprl.simulator.patch import Change, Graph, Setting
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.queue import Queue
 from soaprl.simulator.record import Record

@@ -15,10 +15,11 @@ import numpy as np
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import filling_kernel
 from soaprl.simulator import Problem
+from soaprl.simulator.edges import Found
 from soaprl.simulator.engine import Engine
 from soaprl.simulator.entry import NO_SCALE, PROPOSE, TAKE_BACK, no_rows
 from soaprl.simulator.memory import peak_memory
-from soaprl.simulator.patch import DONE, Change, Found, Graph, Setting, apply, empty_change, rebuild
+from soaprl.simulator.patch import DONE, Change, Graph, Setting, apply, empty_change, rebuild
 from soaprl.simulator.queue import Queue
 from soaprl.simulator.record import Record
 from soaprl.simulator.schedule import schedule

@@ -170,7 +170,12 @@ def _link_tasks(
     o: int,
 ) -> int:
     """Enters the successors of forward tasks, and lists the deliveries; returns the next free successor."""
-    rows, pair_reader, pair_bytes, pair_box = pools.rows, pools.pair_reader, pools.pair_bytes, pools.pair_box
+    rows, pair_reader, pair_bytes, pair_box = (
+        pools.edges.rows,
+        pools.edges.pair_reader,
+        pools.edges.pair_bytes,
+        pools.edges.pair_box,
+    )
     output_begin, edge_begin, output_saved = graph.output_begin, graph.edge_begin, graph.output_saved
     consumers, gradients, saves = graph.edge_consumer, graph.edge_gradient, graph.edge_saved
     row_base, devices, id_begin, via = layout.row_base, layout.devices, blocks.id_begin, work.via
@@ -365,12 +370,12 @@ def count_needs(
     o: int,
 ) -> None:
     """Counts what the forward tasks of an operator wait for."""
-    need, first, pair_reader = work.need, blocks.id_begin[o], pools.pair_reader
+    need, first, pair_reader = work.need, blocks.id_begin[o], pools.edges.pair_reader
     for task in range(first, first + layout.num_parts[o]):
         need[task] = 0
     for k in range(near.in_begin[o], near.in_begin[o + 1]):
         e = near.in_edges[k]
-        begin = pools.rows[layout.row_base[e]]
+        begin = pools.edges.rows[layout.row_base[e]]
         for pair in range(begin, begin + layout.num_pairs[e]):
             need[first + pair_reader[pair]] += 1
 
@@ -459,14 +464,19 @@ def _visit_gradients(
     counting: bool,
 ) -> None:
     """Counts, or enters, what gradients of an operator's backward tasks flow to."""
-    ends, successors, via, pair_reader = work.successor_end, work.successors, work.via, pools.pair_reader
+    ends, successors, via, pair_reader = (
+        work.successor_end,
+        work.successors,
+        work.via,
+        pools.edges.pair_reader,
+    )
     mirror = 2 * work.totals[HALF] - 1
     first = mirror - blocks.id_begin[o]
     for k in range(near.in_begin[o], near.in_begin[o + 1]):
         e = near.in_edges[k]
         if graph.edge_gradient[e] == 0:
             continue
-        begin, via_at = pools.rows[layout.row_base[e]], blocks.via_begin[e]
+        begin, via_at = pools.edges.rows[layout.row_base[e]], blocks.via_begin[e]
         for i in range(layout.num_pairs[e]):
             task = first - pair_reader[begin + i]
             if not counting:

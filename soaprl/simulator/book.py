@@ -6,16 +6,18 @@ found. So the key comes last, and what an interrupt leaves without one is droppe
 
 import numpy as np
 
+from soaprl.cluster.tables import IntArray
 from soaprl.simulator.cells import SyncPools
+from soaprl.simulator.edges import MOST_NUMBER, Found, edge_ends, no_edges, with_room
 from soaprl.simulator.lookup import MISSING, Lookup, key_of
-from soaprl.simulator.patch import Found
-from soaprl.simulator.patterns import OperatorPattern, OperatorPools, PatternPools
+from soaprl.simulator.patterns import EdgePatterns, OperatorPattern, OperatorPools, PatternPools
 from soaprl.simulator.pools import Pool
 from soaprl.simulator.problem import Problem
 from soaprl.simulator.tables import graph_index
 from soaprl.strategy.strategy import Sharding
 
-_MOST_NUMBER = 2**31
+# Of `Found.operators`.
+_OPERATOR_COLUMNS = 6
 
 
 class Patterns:
@@ -53,18 +55,20 @@ class Patterns:
             compression=problem.options.compression,
             most_pieces=1 if sharding is Sharding.NONE else max(2, problem.cluster.num_devices),
         )
-        self._edges_per_copy = len(self._index.edges) // num_copies
         per_copy = len(problem.graph.operators) // num_copies
         numbers: list[dict[tuple[int, ...], int]] = [{} for _ in range(per_copy)]
         self._numbers = numbers * num_copies
         self._degrees: dict[tuple[int, ...], int] = {}
         self._lookup = Lookup()
-        self._rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
-        self._next_node = len(self._index.edges) + len(self._index.groups)
+        self._operator_rows, self._boxes, self._group_rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
+        self._ends = edge_ends(problem.graph, self._index.edges[: len(self._index.edges) // num_copies])
+        first_node = len(self._index.edges) + len(self._index.groups)
+        self._next_node = np.array([first_node], np.int64)
         self.operators: list[OperatorPattern] = []
-        self._pools = (*self._rows, *self._operator_pools.pools, *self._sync_pools.pools)
+        rows = self._operator_rows, self._boxes, self._group_rows
+        self._pools = (*rows, *self._operator_pools.pools, *self._sync_pools.pools)
         self._sizes = tuple(pool.size for pool in self._pools)
-        self.found: Found = self._gathered()
+        self.found: Found = self._gathered(no_edges())
 
     def number(self, operator: int, degrees: tuple[int, ...]) -> int | None:
         """The number of the pattern of an operator with `degrees`; None if there is none yet."""
@@ -77,30 +81,19 @@ class Patterns:
         number = len(self.operators)
         self.operators.append(pattern)
         same = self._degrees.setdefault(degrees, len(self._degrees))
-        values = [pattern.num_parts, pattern.part_base, pattern.output_base, same]
-        self._rows[0].append(np.array(values, np.int64))
+        boxes = self._boxes.append(pattern.touched.ravel())
+        bases = pattern.part_base, pattern.output_base, same, boxes
+        self._operator_rows.append(np.array([pattern.num_parts, *bases, pattern.touched.shape[1]], np.int64))
         self._finish()
         self._numbers[o][degrees] = number
         return number
 
-    def need_edge(self, number: int, producer: int, consumer: int) -> None:
-        """Computes the pattern of an edge between two patterns of operators, if it is not there."""
-        number %= self._edges_per_copy
-        node = self._step(number, producer)
-        key = key_of(node, consumer)
-        if self._is_known(key):
-            return
-        self._drop_unfinished()
-        edge = self._index.edges[number]
-        operator = self._graph.operators[edge.producer]
-        output = len(operator.inputs) + len(operator.parameters) + edge.output
-        written = self.operators[producer].regions(output)
-        read = self.operators[consumer].regions(edge.position)
-        pattern = self._operator_pools.add_edge(written, read, operator.outputs[edge.output].tensor)
-        row = self._rows[1].append(np.array([pattern.row_base, pattern.num_pairs], np.int64))
-        self._finish()
-        self._lookup.add(key, row // 2)
-        self._is_known(key)
+    def reserve_edge(self) -> None:
+        """Makes room for the pattern of one more edge, which compiled code computes when it needs it."""
+        most_parts = max((pattern.num_parts for pattern in self.operators), default=0)
+        self._lookup.reserve(2)
+        # Compiled code adds to what `found` has, and to nothing else: so all of it is replaced at once.
+        self.found = self._gathered(with_room(self.found.pools.edges, most_parts))
 
     def need_group(self, number: int, readers: list[int]) -> None:
         """Computes the pattern of a group between the patterns of its readers, if it is not there."""
@@ -115,7 +108,7 @@ class Patterns:
         patterns = tuple(self.operators[reader] for reader in readers)
         pattern = self._sync_pools.add_group(self._index.groups[number], patterns)
         values = np.array([pattern.cell_begin, pattern.cell_end, pattern.num_covers], np.int64)
-        row = self._rows[2].append(values)
+        row = self._group_rows.append(values)
         self._finish()
         self._lookup.add(key, row // 3)
         self._is_known(key)
@@ -126,10 +119,11 @@ class Patterns:
         found = self._lookup.get(key)
         if found != MISSING:
             return found
-        assert self._next_node < _MOST_NUMBER, "numbers of patterns have 31 bits"
-        self._next_node += 1
-        self._lookup.add(key, self._next_node - 1)
-        return self._next_node - 1
+        node = int(self._next_node[0])
+        assert node < MOST_NUMBER, "numbers of patterns have 31 bits"
+        self._next_node[0] = node + 1
+        self._lookup.add(key, node)
+        return node
 
     def _is_known(self, key: int) -> bool:
         """Whether there is a pattern of a key; then compiled code finds it, too."""
@@ -141,14 +135,14 @@ class Patterns:
         """Drops what is left of a pattern that was interrupted."""
         for pool, size in zip(self._pools, self._sizes, strict=True):
             pool.size = size
-        del self.operators[self._rows[0].size // 4 :]
+        del self.operators[self._operator_rows.size // _OPERATOR_COLUMNS :]
 
     def _finish(self) -> None:
         """Shows compiled code what was computed, which is kept from now on."""
-        self.found = self._gathered()
+        self.found = self._gathered(self.found.pools.edges)
         self._sizes = tuple(pool.size for pool in self._pools)
 
-    def _gathered(self) -> Found:
+    def _gathered(self, edges: EdgePatterns) -> Found:
         operators, sync = self._operator_pools, self._sync_pools
         pools = PatternPools(
             num_types=self._num_types,
@@ -157,10 +151,7 @@ class Patterns:
             kept_bytes=operators.kept_bytes.data,
             passing_bytes=operators.passing_bytes.data,
             output_bytes=operators.output_bytes.data,
-            rows=operators.rows.data,
-            pair_reader=operators.pair_reader.data,
-            pair_bytes=operators.pair_bytes.data,
-            pair_box=operators.pair_box.data,
+            edges=edges,
             cell_bytes=sync.cell_bytes.data,
             cell_sent_bytes=sync.cell_sent_bytes.data,
             cell_codec_s=sync.cell_codec_s.data,
@@ -172,11 +163,17 @@ class Patterns:
             cover_part=sync.cover_part.data,
             cover_contributes=sync.cover_contributes.data,
         )
-        rows = [pool.data for pool in self._rows]
         return Found(
             pools=pools,
-            operators=rows[0][: len(rows[0]) // 4 * 4].reshape(-1, 4),
-            edges=rows[1].reshape(-1, 2),
-            groups=rows[2][: len(rows[2]) // 3 * 3].reshape(-1, 3),
+            operators=_table(self._operator_rows.data, _OPERATOR_COLUMNS),
+            groups=_table(self._group_rows.data, 3),
+            boxes=self._boxes.data,
+            ends=self._ends,
             table=self._lookup.table,
+            next_node=self._next_node,
         )
+
+
+def _table(values: IntArray, num_columns: int) -> IntArray:
+    """As many whole rows as there are."""
+    return values[: len(values) // num_columns * num_columns].reshape(-1, num_columns)

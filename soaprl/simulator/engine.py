@@ -13,6 +13,7 @@ from soaprl.cost.transfers import collective_scratch
 from soaprl.errors import SimulationError
 from soaprl.simulator.adjacency import adjacency
 from soaprl.simulator.book import Patterns
+from soaprl.simulator.edges import Found
 from soaprl.simulator.entry import (
     KEEP_SCHEDULE,
     NO_SCALE,
@@ -32,7 +33,6 @@ from soaprl.simulator.patch import (
     NO_ROOM,
     UNKNOWN_PATTERN,
     Change,
-    Found,
     Graph,
     Setting,
     empty_change,
@@ -449,21 +449,16 @@ class Engine:
         return self._patterns.add_operator(o, config.degrees) if number is None else number
 
     def _learn(self) -> None:
-        """Computes the patterns that the change at hand needs and that are missing."""
+        """Computes the patterns of groups that the change needs, and makes room for those of edges."""
         layout, change, near = self.graph.layout, self.change, self.setting.near
         changed = change.operators[: change.sizes[0]].tolist()
         patterns = layout.pattern.copy()
         patterns[changed] = change.patterns[: change.sizes[0]]
-        edges: dict[tuple[int, int, int], None] = {}
         groups: dict[int, None] = {}
         for o in changed:
-            for e in near.edges_of[near.edge_of_begin[o] : near.edge_of_begin[o + 1]].tolist():
-                edge, like = self.index.edges[e], int(near.edge_like[e])
-                edges[like, int(patterns[edge.producer]), int(patterns[edge.consumer])] = None
             groups.update(dict.fromkeys(near.groups[near.group_begin[o] : near.group_begin[o + 1]].tolist()))
-        # Copies of operators have edges that are alike, and groups in common: each is asked for once.
-        for like, producer, consumer in edges:
-            self._patterns.need_edge(like, producer, consumer)
+        # Copies of operators have groups in common: each is asked for once.
+        self._patterns.reserve_edge()
         for g in groups:
             self._patterns.need_group(g, [int(patterns[r]) for r in self.index.groups[g].readers])
 

@@ -7,7 +7,8 @@ it. So there is one entry, told what to do.
 import numpy as np
 
 from soaprl.cost.kernels import filling_kernel
-from soaprl.simulator.patch import Change, Found, Graph, Setting, rebuild
+from soaprl.simulator.edges import Found
+from soaprl.simulator.patch import Change, Graph, Setting, rebuild
 from soaprl.simulator.queue import Queue
 from soaprl.simulator.record import Record, record_schedule
 from soaprl.simulator.state import NUM_TASKS

@@ -23,15 +23,19 @@ class Table(NamedTuple):
     Attributes:
         keys: Shape [length]; -1 where empty.
         rows: Shape [length]; a number for each key.
+        used: Shape [1]; the number of keys.
     """
 
     keys: IntArray
     rows: IntArray
+    used: IntArray
 
 
 def empty_table(length: int) -> Table:
     """A table without keys; `length` is a power of two."""
-    return Table(keys=np.full(length, _EMPTY, np.int64), rows=np.zeros(length, np.int64))
+    return Table(
+        keys=np.full(length, _EMPTY, np.int64), rows=np.zeros(length, np.int64), used=np.zeros(1, np.int64)
+    )
 
 
 @inner_kernel
@@ -58,11 +62,24 @@ def find(table: Table, key: int) -> int:
     return int(table.rows[at]) if table.keys[at] == key else MISSING
 
 
-@filling_kernel
-def _put(table: Table, key: int, row: int) -> None:
+@inner_kernel
+def has_room(table: Table, count: int) -> bool:
+    """Whether the table stays at most half full with so many more keys."""
+    return bool(2 * (table.used[0] + count) <= len(table.keys))
+
+
+@inner_kernel
+def put(table: Table, key: int, row: int) -> None:
+    """Adds a key that is not there yet to a table that has room."""
     at = _slot(table.keys, key)
     table.keys[at] = key
     table.rows[at] = row
+    table.used[0] += 1
+
+
+@filling_kernel
+def _put(table: Table, key: int, row: int) -> None:
+    put(table, key, row)
 
 
 @filling_kernel
@@ -79,25 +96,26 @@ class Lookup:
     """A table that grows.
 
     Attributes:
-        table: What compiled code sees; replaced by a larger one when it is half full.
-        size: Number of keys.
+        table: What compiled code sees, and may add to; replaced by a larger one when it is half full.
     """
 
     def __init__(self) -> None:
         self.table = empty_table(1024)
-        self.size = 0
 
     def get(self, key: int) -> int:
         """The number of `key`, or `MISSING`."""
         return _find(self.table, key)
 
-    def add(self, key: int, row: int) -> None:
-        """Adds a key that is not there yet."""
-        if 2 * (self.size + 1) > len(self.table.keys):
-            old = self.table
+    def reserve(self, count: int) -> None:
+        """Makes room for `count` more keys."""
+        old = self.table
+        if 2 * (int(old.used[0]) + count) > len(old.keys):
             larger = empty_table(2 * len(old.keys))
             for place in np.flatnonzero(old.keys != _EMPTY).tolist():
                 _put(larger, int(old.keys[place]), int(old.rows[place]))
             self.table = larger
-        self.size += 1
+
+    def add(self, key: int, row: int) -> None:
+        """Adds a key that is not there yet."""
+        self.reserve(1)
         _put(self.table, key, row)

@@ -28,8 +28,8 @@ from soaprl.simulator.assemble import (
     leave_operator,
 )
 from soaprl.simulator.collectives import plan_groups
-from soaprl.simulator.lookup import MISSING, Table, find, step_key
-from soaprl.simulator.patterns import PatternPools
+from soaprl.simulator.edges import Found, learn_edge
+from soaprl.simulator.lookup import MISSING, find, step_key
 from soaprl.simulator.rooms import Rooms, group_fits, need_of_group, need_of_operator, operator_fits
 from soaprl.simulator.state import Blocks, Layout, Plans, Workspace
 from soaprl.simulator.synchronize import enter_barrier, enter_group, enter_updates, leave_group
@@ -61,25 +61,6 @@ class Setting(NamedTuple):
     overlap: bool
     sharding: int
     num_copies: int
-
-
-class Found(NamedTuple):
-    """All patterns that were computed so far, and where they are.
-
-    Attributes:
-        pools: What they consist of.
-        operators: Shape [patterns, 3]: tasks, part base, output base of each operator pattern.
-        edges: Shape [patterns, 2]: row base and pairs of each edge pattern.
-        groups: Shape [patterns, 3]: first cell, end of cells, covers of each group pattern.
-        table: From an edge and the patterns of its producer and its consumer, and from a group (its number
-            beyond the edges) and the patterns of its readers, step by step to the pattern.
-    """
-
-    pools: PatternPools
-    operators: IntArray
-    edges: IntArray
-    groups: IntArray
-    table: Table
 
 
 class Graph(NamedTuple):
@@ -162,8 +143,9 @@ def apply(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
     """Exchanges the change with the layout and brings the task graph up to date.
 
     Returns:
-        `DONE`; `UNKNOWN_PATTERN`: nothing was changed, as a pattern is not in `found`; `NO_PLANS`, `NO_ROOM`:
-        the layout has changed, but plans or blocks need more room: `rebuild` must follow.
+        `DONE`; `UNKNOWN_PATTERN`: nothing was changed, as the pattern of a group is not in `found`, or that
+        of an edge has no room there; `NO_PLANS`, `NO_ROOM`: the layout has changed, but plans or blocks need
+        more room: `rebuild` must follow.
     """
     near, layout, plans, work = setting.near, graph.layout, graph.plans, graph.work
     entering, num_entering = work.listed[0], 0
@@ -257,12 +239,19 @@ def group_pattern(setting: Setting, found: Found, layout: Layout, g: int) -> int
 
 @inner_kernel
 def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bool:
-    """Whether all patterns that the change needs are there."""
+    """Whether all patterns that the change needs are there, now that those of edges were computed."""
     near = setting.near
     for i in range(change.sizes[0]):
         o = change.operators[i]
         for k in range(near.edge_of_begin[o], near.edge_of_begin[o + 1]):
-            if edge_pattern(setting, found, layout, near.edges_of[k]) == MISSING:
+            e = near.edges_of[k]
+            if edge_pattern(setting, found, layout, e) != MISSING:
+                continue
+            writes, reads = (
+                layout.pattern[near.edge_producer[e]],
+                layout.pattern[setting.graph.edge_consumer[e]],
+            )
+            if learn_edge(found, near.edge_like[e], writes, reads) == MISSING:
                 return False
         for k in range(near.group_begin[o], near.group_begin[o + 1]):
             if group_pattern(setting, found, layout, near.groups[k]) == MISSING:
@@ -273,7 +262,7 @@ def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bo
 @inner_kernel
 def _lay_out(setting: Setting, found: Found, layout: Layout, change: Change) -> None:
     """Brings all of the layout up to date with its patterns, and exchanges devices."""
-    near = setting.near
+    near, edges = setting.near, found.pools.edges.patterns
     for i in range(change.sizes[0]):
         o = change.operators[i]
         pattern, old_parts = layout.pattern[o], layout.num_parts[o]
@@ -287,7 +276,7 @@ def _lay_out(setting: Setting, found: Found, layout: Layout, change: Change) -> 
         for k in range(near.edge_of_begin[o], near.edge_of_begin[o + 1]):
             e = near.edges_of[k]
             pattern = edge_pattern(setting, found, layout, e)
-            layout.row_base[e], layout.num_pairs[e] = found.edges[pattern, 0], found.edges[pattern, 1]
+            layout.row_base[e], layout.num_pairs[e] = edges[pattern, 0], edges[pattern, 1]
     for i in range(change.sizes[1]):
         g = change.groups[i]
         pattern = group_pattern(setting, found, layout, g)

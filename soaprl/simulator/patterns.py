@@ -4,7 +4,7 @@ Three kinds, each computed once and kept in flat pools that grow:
 
 - of an operator with given degrees: time and memory of each task (`OperatorPattern`);
 - of an edge whose producer and consumer have given degrees: which tasks exchange how many bytes
-  (`EdgePattern`);
+  (computed in `soaprl.simulator.edges`);
 - of a synchronization group whose readers have given degrees: into which cells the parameters fall and which
   tasks hold each (`SyncPattern`, computed in `soaprl.simulator.cells`).
 
@@ -25,11 +25,31 @@ from soaprl.simulator.pools import Pool
 from soaprl.simulator.regions import (
     SpanTable,
     factor_intervals,
-    overlaps,
+    operator_accesses,
     region_elements,
     span_intervals,
     span_table,
 )
+
+
+class EdgePatterns(NamedTuple):
+    """All patterns of edges as flat arrays with room for more, which compiled code adds.
+
+    Attributes:
+        patterns: Shape [room, 2]; row base and number of pairs of each.
+        rows: Where the pairs of a writing task begin, at ``row_base + p``.
+        pair_reader: The reading task of each pair.
+        pair_bytes: Bytes that both have in common.
+        pair_box: Number of the common box within the tensor.
+        sizes: Shape [3]; how many patterns, rows and pairs there are.
+    """
+
+    patterns: IntArray
+    rows: IntArray
+    pair_reader: IntArray
+    pair_bytes: IntArray
+    pair_box: IntArray
+    sizes: IntArray
 
 
 class PatternPools(NamedTuple):
@@ -43,10 +63,7 @@ class PatternPools(NamedTuple):
         passing_bytes: Bytes of a task needed in its forward pass only, beyond activations.
         output_bytes: Bytes of output k of task p of an operator with K outputs, at
             ``output_base + p * K + k``.
-        rows: Where the pairs of a writing task begin, at ``row_base + p``.
-        pair_reader: The reading task of each pair.
-        pair_bytes: Bytes that both have in common.
-        pair_box: Number of the common box within the tensor.
+        edges: The patterns of edges.
         cell_bytes: Bytes of each cell.
         cell_sent_bytes: Bytes of its gradient on the wire.
         cell_codec_s: Seconds of encoding and decoding the gradient of cell c on type t, at ``c * T + t``;
@@ -67,10 +84,7 @@ class PatternPools(NamedTuple):
     kept_bytes: IntArray
     passing_bytes: IntArray
     output_bytes: IntArray
-    rows: IntArray
-    pair_reader: IntArray
-    pair_bytes: IntArray
-    pair_box: IntArray
+    edges: EdgePatterns
     cell_bytes: IntArray
     cell_sent_bytes: IntArray
     cell_codec_s: FloatArray
@@ -107,16 +121,8 @@ class OperatorPattern:
         return self.touched[:, begin:end]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgePattern:
-    """An edge whose ends have given degrees: where its rows begin, and how many pairs it has."""
-
-    row_base: int
-    num_pairs: int
-
-
 class OperatorPools:
-    """The pools of operator and edge patterns.
+    """The pools of operator patterns.
 
     Args:
         graph: The graph.
@@ -141,21 +147,16 @@ class OperatorPools:
         self.kept_bytes = Pool(np.int64)
         self.passing_bytes = Pool(np.int64)
         self.output_bytes = Pool(np.int64)
-        self.rows = Pool(np.int64)
-        self.pair_reader = Pool(np.int64)
-        self.pair_bytes = Pool(np.int64)
-        self.pair_box = Pool(np.int64)
 
     @property
     def pools(self) -> tuple[Pool, ...]:
         """All of them."""
         times, sizes = (self.forward_s, self.backward_s), (self.kept_bytes, self.passing_bytes)
-        pairs = self.pair_reader, self.pair_bytes, self.pair_box
-        return *times, *sizes, self.output_bytes, self.rows, *pairs
+        return *times, *sizes, self.output_bytes
 
     def add_operator(self, operator: Operator, degrees: tuple[int, ...]) -> OperatorPattern:
         """Computes the pattern of `operator` with `degrees` and keeps it."""
-        accesses = (*operator.inputs, *operator.parameters, *operator.outputs, *operator.buffers)
+        accesses = operator_accesses(operator)
         table = span_table(accesses)
         extents = np.array(operator.extents, np.int64)
         intervals = factor_intervals(extents, np.array(degrees, np.int64))
@@ -177,16 +178,6 @@ class OperatorPools:
             touched=touched,
             table=table,
         )
-
-    def add_edge(self, writer: IntArray, reader: IntArray, tensor: int) -> EdgePattern:
-        """Computes which boxes of `tensor` that tasks write and read overlap, and keeps it."""
-        stored = self._graph.tensors[tensor]
-        shape = np.array(stored.refined_shape, np.int64)
-        begin, readers, elements, boxes = overlaps(writer, reader, shape)
-        first = self.pair_reader.append(readers)
-        self.pair_bytes.append(elements * stored.itemsize)
-        self.pair_box.append(boxes)
-        return EdgePattern(row_base=self.rows.append(begin + first), num_pairs=len(readers))
 
     def _add_times(self, operator: Operator, extents: IntArray, num_bytes: IntArray) -> int:
         """Asks the cost model once for each distinct shard; returns the first row."""

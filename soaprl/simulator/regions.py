@@ -1,4 +1,4 @@
-"""Kernels over regions: which box of each tensor each task touches, and how boxes overlap.
+"""Kernels over regions: which box of each tensor each task touches.
 
 A region is a box in the refined coordinates of a tensor, stored as (start, stop) for each dimension; it is
 empty if any start >= stop. A tensor without dimensions has one element, which every region holds.
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import IntArray
-from soaprl.cost.kernels import inner_kernel, kernel
-from soaprl.graph.operators import Access
+from soaprl.cost.kernels import kernel
+from soaprl.graph.operators import Access, Operator
 
 
 class SpanTable(NamedTuple):
@@ -36,6 +36,16 @@ def span_table(accesses: tuple[Access, ...]) -> SpanTable:
         spans=np.array(rows, np.int64).reshape(-1, 7),
         access_begin=np.cumsum([0, *(len(access.spans) for access in accesses)], dtype=np.int64),
     )
+
+
+def operator_accesses(operator: Operator) -> tuple[Access, ...]:
+    """The accesses of an operator in the order in which patterns number them."""
+    return (*operator.inputs, *operator.parameters, *operator.outputs, *operator.buffers)
+
+
+def access_spans(operator: Operator, access: int) -> int:
+    """The number of the first span of access number `access`."""
+    return sum(len(before.spans) for before in operator_accesses(operator)[:access])
 
 
 @kernel
@@ -87,65 +97,3 @@ def region_elements(touched: IntArray, table: SpanTable) -> IntArray:
             for s in range(table.access_begin[a], table.access_begin[a + 1]):
                 elements[task, a] *= max(0, touched[task, s, 1] - touched[task, s, 0])
     return elements
-
-
-@inner_kernel
-def _overlap(written: IntArray, read: IntArray, shape: IntArray) -> tuple[int, int]:
-    """Elements in both boxes, and a number that only this box of the tensor has.
-
-    The number is exact below 3e9 elements, and a 64-bit hash (it wraps around) for larger tensors.
-    """
-    elements, box = 1, 0
-    for d in range(len(shape)):
-        start = max(written[d, 0], read[d, 0])
-        stop = min(written[d, 1], read[d, 1])
-        if start >= stop:
-            return 0, 0
-        elements *= stop - start
-        box = (box * shape[d] + start) * shape[d] + stop - 1
-    return elements, box
-
-
-@kernel
-def overlaps(
-    written: IntArray, read: IntArray, shape: IntArray
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """All pairs of a writing and a reading task whose boxes of one tensor overlap.
-
-    Args:
-        written: Shape [writers, dims, 2].
-        read: Shape [readers, dims, 2].
-        shape: Refined shape of the tensor.
-
-    Returns:
-        Where each writer's pairs begin (shape [writers + 1]), and for each pair the reader, the number of
-        elements in both, and a number of the box they have in common.
-    """
-    begin = np.zeros(len(written) + 1, np.int64)
-    capacity = 2 * (len(written) + len(read))
-    readers, elements, boxes = (
-        np.empty(capacity, np.int64),
-        np.empty(capacity, np.int64),
-        np.empty(capacity, np.int64),
-    )
-    count = 0
-    for w in range(len(written)):
-        for r in range(len(read)):
-            size, box = _overlap(written[w], read[r], shape)
-            if size == 0:
-                continue
-            if count == capacity:
-                capacity *= 2
-                readers, elements, boxes = _grown(readers), _grown(elements), _grown(boxes)
-            readers[count], elements[count], boxes[count] = r, size, box
-            count += 1
-        begin[w + 1] = count
-    return begin, readers[:count], elements[:count], boxes[:count]
-
-
-@kernel
-def _grown(values: IntArray) -> IntArray:
-    """A copy with twice the room."""
-    larger = np.empty(2 * len(values), np.int64)
-    larger[: len(values)] = values
-    return larger

@@ -6,9 +6,10 @@ import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
 from soaprl.cost.kernels import inner_kernel
+from soaprl.simulator.edges import Found
 from soaprl.simulator.follow import GIVEN_UP_S, follow
 from soaprl.simulator.memory import peak_memory
-from soaprl.simulator.patch import DONE, UNKNOWN_PATTERN, Change, Found, Graph, Setting, add_load, apply
+from soaprl.simulator.patch import DONE, UNKNOWN_PATTERN, Change, Graph, Setting, add_load, apply
 from soaprl.simulator.queue import Queue
 from soaprl.simulator.record import Record, begin_following, touch_change, worth_following
 from soaprl.simulator.schedule import schedule
