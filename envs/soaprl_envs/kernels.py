@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soaprl.cluster.tables import ClusterTables, FloatArray, IntArray
-from soaprl.cost.kernels import filling_kernel, inner_kernel
+from soaprl.cost.kernels import filling_kernel, inlined_kernel, inner_kernel
 from soaprl_envs.moving import LinkLoads, Moves
 from soaprl_envs.tables import Alone, Near
 
@@ -100,7 +100,7 @@ def moving_time(
     return float(moves.time_s[kind, producer, consumer])
 
 
-@inner_kernel
+@inlined_kernel
 def _common(boxes: IntArray, written: int, read: int, dims: int) -> int:
     """Elements in both boxes."""
     elements = 1
@@ -113,7 +113,7 @@ def _common(boxes: IntArray, written: int, read: int, dims: int) -> int:
     return elements
 
 
-@inner_kernel
+@inlined_kernel
 def _send(
     cluster: ClusterTables, loads: LinkLoads, way: int, num_used: int, source: int, target: int, size: float
 ) -> int:
@@ -128,7 +128,7 @@ def _send(
     return num_used
 
 
-@inner_kernel
+@inlined_kernel
 def _busiest(loads: LinkLoads, way: int, num_used: int) -> float:
     """The largest entry; all are zero again afterwards."""
     busiest = 0.0
@@ -180,7 +180,7 @@ def choose_in_all(alone: Alone, company: Company, operators: IntArray, candidate
         company.decided[b, o] = True
 
 
-@inner_kernel
+@inlined_kernel
 def _add(alone: Alone, o: int, c: int, load_s: FloatArray, load_bytes: IntArray, sign: int) -> None:
     """Adds `sign` times what a candidate puts on each device."""
     f = alone.family[o]
@@ -231,7 +231,7 @@ def fill_rows(
             out[b, company.chosen[b, o], _IS_CURRENT] = 1.0
 
 
-@inner_kernel
+@inlined_kernel
 def _fill_loads(alone: Alone, company: Company, o: int, c: int, row: NDArray[np.float32]) -> None:
     """What the others put on a candidate's devices."""
     f, scale_s = alone.family[o], alone.scale_s[0]
@@ -287,14 +287,18 @@ def _fill_moves(
             e = near.in_edges[position]
             p = near.producer[e]
             kind, theirs = moves.kind[e], company.chosen[b, p]
-            time_s = moving_time(cluster, moves, alone.num_tasks, alone.devices, loads, kind, theirs, c)
+            time_s = float(moves.time_s[kind, theirs, c])
+            if time_s != time_s:  # not a number
+                time_s = moving_time(cluster, moves, alone.num_tasks, alone.devices, loads, kind, theirs, c)
             in_s += time_s
             still_in += time_s == 0.0
             same += alone.placement[alone.family[p], theirs] == alone.placement[f, c]
         for position in range(out_begin, out_end):
             e = near.out_edges[position]
             kind, theirs = moves.kind[e], company.chosen[b, near.consumer[e]]
-            time_s = moving_time(cluster, moves, alone.num_tasks, alone.devices, loads, kind, c, theirs)
+            time_s = float(moves.time_s[kind, c, theirs])
+            if time_s != time_s:
+                time_s = moving_time(cluster, moves, alone.num_tasks, alone.devices, loads, kind, c, theirs)
             out_s += time_s
             still_out += time_s == 0.0
         company.total_s[c] = alone.own_s[f, c] + alone.sync_s[f, c] + in_s + out_s
@@ -337,12 +341,12 @@ def _fill_company(
         rows[c, _NEIGHBOURS_DECIDED] = num_decided / max(1, num_near)
 
 
-@inner_kernel
+@inlined_kernel
 def _gauge(share: float) -> float:
     """How long something takes relative to the iteration, from 0 to 5."""
     return float(min(_LARGEST, 0.5 * np.log1p(1000.0 * share)))
 
 
-@inner_kernel
+@inlined_kernel
 def _clipped(value: float) -> float:
     return max(-_LARGEST, min(_LARGEST, value))

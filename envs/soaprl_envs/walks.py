@@ -34,7 +34,7 @@ class Walk:
 
     def restart(self) -> None:
         """Goes back to the start."""
-        self.restart_at(self.arena.choices.start)
+        self._go_to(self.arena.choices.start)
         self.contexts.reset()
 
     def restart_at(self, chosen: IntArray) -> None:
@@ -43,10 +43,8 @@ class Walk:
         Raises:
             StrategyError: They are not one candidate for each operator.
         """
-        self._move_to(self.arena.choices.strategy(chosen))
+        self._go_to(chosen)
         self.contexts.assign(chosen)
-        self.num_evaluations = 0
-        self._effective_s = self.arena.effective_s(self._simulator.evaluation)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -108,11 +106,14 @@ class Walk:
         self._effective_s = self.arena.effective_s(self._simulator.evaluation)
         return log(before_s / self._effective_s)
 
-    def _move_to(self, strategy: Strategy) -> None:
-        changes = self._differences(strategy)
+    def _go_to(self, chosen: IntArray) -> None:
+        """Simulates other candidates, from which evaluations are counted."""
+        changes = self._differences(self.arena.choices.strategy(chosen))
         if changes:
             self._simulator.propose_all(changes)
             self._simulator.commit()
+        self.num_evaluations = 0
+        self._effective_s = self.arena.effective_s(self._simulator.evaluation)
 
     def _differences(self, strategy: Strategy) -> dict[int, OpConfig]:
         """The configurations of `strategy` that the simulated one does not have."""

@@ -48,6 +48,17 @@ def inner_kernel(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", _by_type(compiled))
 
 
+def inlined_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """An `inner_kernel` that is always made part of those that call it: for what inner loops call.
+
+    A call hands over seven numbers for each array, also of those in tuples: a hundred and more instructions,
+    where the compiler does not find a function small enough to spare them by itself.
+    """
+    options: dict[str, Any] = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function)
+    return cast("Callable[P, R]", _by_type(compiled))
+
+
 def compiled_for(function: Callable[P, R], *arguments: object) -> Callable[P, R]:
     """The compiled form of a kernel for arguments of these types, which it does not look at again.
 

@@ -59,6 +59,7 @@ class Patterns:
         numbers: list[dict[tuple[int, ...], int]] = [{} for _ in range(per_copy)]
         self._numbers = numbers * num_copies
         self._degrees: dict[tuple[int, ...], int] = {}
+        self._most_parts = 0
         self._lookup = Lookup()
         self._operator_rows, self._boxes, self._group_rows = Pool(np.int64), Pool(np.int64), Pool(np.int64)
         self._ends = edge_ends(problem.graph, self._index.edges[: len(self._index.edges) // num_copies])
@@ -80,6 +81,7 @@ class Patterns:
         pattern = self._operator_pools.add_operator(self._graph.operators[o], degrees)
         number = len(self.operators)
         self.operators.append(pattern)
+        self._most_parts = max(self._most_parts, pattern.num_parts)
         same = self._degrees.setdefault(degrees, len(self._degrees))
         boxes = self._boxes.append(pattern.touched.ravel())
         bases = pattern.part_base, pattern.output_base, same, boxes
@@ -90,10 +92,9 @@ class Patterns:
 
     def reserve_edge(self) -> None:
         """Makes room for the pattern of one more edge, which compiled code computes when it needs it."""
-        most_parts = max((pattern.num_parts for pattern in self.operators), default=0)
         self._lookup.reserve(2)
         # Compiled code adds to what `found` has, and to nothing else: so all of it is replaced at once.
-        self.found = self._gathered(with_room(self.found.pools.edges, most_parts))
+        self.found = self._gathered(with_room(self.found.pools.edges, self._most_parts))
 
     def need_group(self, number: int, readers: list[int]) -> None:
         """Computes the pattern of a group between the patterns of its readers, if it is not there."""

@@ -83,6 +83,13 @@ def _put(table: Table, key: int, row: int) -> None:
 
 
 @filling_kernel
+def _put_all(table: Table, larger: Table) -> None:
+    for place in range(len(table.keys)):
+        if table.keys[place] != _EMPTY:
+            put(larger, table.keys[place], table.rows[place])
+
+
+@filling_kernel
 def _find(table: Table, key: int) -> int:
     return find(table, key)
 
@@ -111,8 +118,7 @@ class Lookup:
         old = self.table
         if 2 * (int(old.used[0]) + count) > len(old.keys):
             larger = empty_table(2 * len(old.keys))
-            for place in np.flatnonzero(old.keys != _EMPTY).tolist():
-                _put(larger, int(old.keys[place]), int(old.rows[place]))
+            _put_all(old, larger)
             self.table = larger
 
     def add(self, key: int, row: int) -> None:

@@ -3,6 +3,9 @@
 No task is ready before a task that was dispatched earlier, so the queue only moves forward: ready tasks wait
 in unsorted buckets of equal time, and only the bucket at hand (the *batch*) is kept sorted. This gives the
 order of a heap at a fraction of its cost. The width of a bucket changes the speed, never the order.
+
+Indices are unsigned where it matters: negative ones count from the end, and to find out that there are none
+takes as long as what is done with them.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from soaprl.cluster.tables import FloatArray, IntArray
-from soaprl.cost.kernels import inner_kernel
+from soaprl.cost.kernels import inlined_kernel, inner_kernel
 from soaprl.simulator.state import (
     GATHER_ID,
     HALF,
@@ -104,7 +107,7 @@ def begin_queue(
     queue.scale[_ORIGIN_S], queue.scale[_PER_S] = 0.0, num_buckets / horizon_s if horizon_s > 0.0 else 1.0
 
 
-@inner_kernel
+@inlined_kernel
 def next_task(work: Workspace, queue: Queue) -> int:
     """Takes the next task from the queue; `NOTHING` if it is empty."""
     cursor = queue.cursor
@@ -112,10 +115,10 @@ def next_task(work: Workspace, queue: Queue) -> int:
         if not _next_batch(work, queue):
             return NOTHING
     cursor[_POSITION] += 1
-    return int(queue.batch[cursor[_POSITION] - 1])
+    return int(queue.batch[np.uint64(cursor[_POSITION] - 1)])
 
 
-@inner_kernel
+@inlined_kernel
 def _next_batch(work: Workspace, queue: Queue) -> bool:
     """Fills the batch with the next bucket, or the buckets with what was beyond; false if nothing is left."""
     cursor, middle, num_buckets = queue.cursor, len(queue.spare), queue.cursor[_NUM_BUCKETS]
@@ -127,13 +130,7 @@ def _next_batch(work: Workspace, queue: Queue) -> bool:
         first = _take(queue.batch, queue.link, queue.head[bucket], middle)
         cursor[_POSITION] = first
         _sort_batch(
-            queue.batch,
-            queue.batch_ready_s,
-            work.ready_s,
-            queue.spare,
-            queue.spare_ready_s,
-            first,
-            middle,
+            queue.batch, queue.batch_ready_s, work.ready_s, queue.spare, queue.spare_ready_s, first, middle
         )
         return True
     if cursor[_OVERFLOW] < 0:
@@ -157,7 +154,7 @@ def _next_batch(work: Workspace, queue: Queue) -> bool:
     return True
 
 
-@inner_kernel
+@inlined_kernel
 def enqueue(queue: Queue, task: int, ready_s: float) -> None:
     """Puts a task into the queue that is ready no earlier than the last one taken."""
     cursor = queue.cursor
@@ -168,8 +165,8 @@ def enqueue(queue: Queue, task: int, ready_s: float) -> None:
         return
     bucket = int(place)
     if bucket > cursor[_BUCKET]:
-        queue.link[task] = queue.head[bucket]
-        queue.head[bucket] = task
+        queue.link[task] = queue.head[np.uint64(bucket)]
+        queue.head[np.uint64(bucket)] = task
         return
     _insert(queue.batch, queue.batch_ready_s, cursor[_POSITION], cursor[_END], task, ready_s)
     cursor[_END] += 1
@@ -263,26 +260,26 @@ def _begin_with(work: Workspace, queue: Queue, task: int, end: int) -> int:
     return end + 1
 
 
-@inner_kernel
+@inlined_kernel
 def _wait(need: IntArray, waiting: IntArray, ready_s: FloatArray, first: int, end: int) -> None:
     """Sets the tasks from `first` to `end` to waiting for all their predecessors."""
-    for task in range(first, end):
+    for task in range(np.uint64(first), np.uint64(end)):
         waiting[task] = need[task]
         ready_s[task] = 0.0
 
 
-@inner_kernel
+@inlined_kernel
 def _take(batch: IntArray, link: IntArray, task: int, end: int) -> int:
     """Writes the tasks of a list before `end`, first pushed first; returns where they begin."""
     begin = end
     while task >= 0:
         begin -= 1
-        batch[begin] = task
+        batch[np.uint64(begin)] = task
         task = link[task]
     return begin
 
 
-@inner_kernel
+@inlined_kernel
 def _sort_batch(
     batch: IntArray,
     batch_ready_s: FloatArray,
@@ -293,11 +290,10 @@ def _sort_batch(
     end: int,
 ) -> None:
     """Sorts ``batch[begin:end]`` by ready time, then id: short runs by insertion, then merges."""
-    for i in range(begin, end):
-        batch_ready_s[i] = ready_s[batch[i]]
     for first in range(begin, end, _SHORT):
-        for i in range(first + 1, min(first + _SHORT, end)):
-            _insert(batch, batch_ready_s, first, i, batch[i], batch_ready_s[i])
+        for i in range(first, min(first + _SHORT, end)):
+            task = batch[np.uint64(i)]
+            _insert(batch, batch_ready_s, first, i, task, ready_s[np.uint64(task)])
     width = _SHORT
     while width < end - begin:
         for first in range(begin, end - width, 2 * width):
@@ -306,20 +302,19 @@ def _sort_batch(
         width *= 2
 
 
-@inner_kernel
+@inlined_kernel
 def _insert(
     batch: IntArray, batch_ready_s: FloatArray, begin: int, end: int, task: int, ready_s: float
 ) -> None:
     """Inserts a task into the sorted ``batch[begin:end]``."""
     at = end
-    while at > begin and (
-        batch_ready_s[at - 1] > ready_s or (batch_ready_s[at - 1] == ready_s and batch[at - 1] > task)
-    ):
-        batch[at] = batch[at - 1]
-        batch_ready_s[at] = batch_ready_s[at - 1]
+    while at > begin:
+        before, place = np.uint64(at - 1), np.uint64(at)
+        if batch_ready_s[before] < ready_s or (batch_ready_s[before] == ready_s and batch[before] < task):
+            break
+        batch[place], batch_ready_s[place] = batch[before], batch_ready_s[before]
         at -= 1
-    batch[at] = task
-    batch_ready_s[at] = ready_s
+    batch[np.uint64(at)], batch_ready_s[np.uint64(at)] = task, ready_s
 
 
 @inner_kernel

@@ -20,7 +20,7 @@ done with a task, it still has all its other tasks to do. If that alone passes t
 import numpy as np
 
 from soaprl.cluster.tables import ClusterTables
-from soaprl.cost.kernels import inner_kernel
+from soaprl.cost.kernels import inlined_kernel, inner_kernel
 from soaprl.cost.ticks import in_ticks
 from soaprl.simulator.queue import Queue, begin_queue, enqueue, next_task
 from soaprl.simulator.state import NUM_TASKS, SHARDING, Blocks, Layout, Plans, Workspace
@@ -64,7 +64,7 @@ def schedule(
     makespan_s, done = 0.0, 0
     while True:
         task = next_task(work, queue)
-        # Comparisons with 0 spare the compiler the case of negative indices.
+        # Comparisons with 0, as unsigned numbers, spare the compiler the case of negative indices.
         if task < 0:
             break
         dispatched[done] = task
@@ -93,7 +93,7 @@ def schedule(
         ended_s = begun_s + duration_s[task] + taking_s
         start_s[task], finish_s[task] = begun_s, ended_s
         makespan_s = max(makespan_s, ended_s)
-        for e in range(begins[task], ends[task]):
+        for e in range(np.uint64(begins[task]), np.uint64(ends[task])):
             successor = successors[e]
             if successor < 0:
                 break
@@ -115,22 +115,24 @@ def free_resources(tables: ClusterTables, work: Workspace, queue: Queue) -> None
     queue.last_plan[0] = -1
 
 
-@inner_kernel
+@inlined_kernel
 def send(
     tables: ClusterTables, plans: Plans, queue: Queue, route: int, ready_s: float, num_bytes: int
 ) -> float:
     """Occupies the links of a route as soon as all are free; returns when that is."""
     settle(plans, queue)
     free_s, links, bandwidth = queue.link_free_s, tables.route_links, tables.link_bandwidth_bytes_per_s
-    begin, end, start_s = tables.route_offsets[route], tables.route_offsets[route + 1], ready_s
+    offsets, start_s = tables.route_offsets, ready_s
+    begin, end = np.uint64(offsets[route]), np.uint64(offsets[route + 1])
     for k in range(begin, end):
-        start_s = max(start_s, free_s[links[k]])
+        start_s = max(start_s, free_s[np.uint64(links[k])])
     for k in range(begin, end):
-        free_s[links[k]] = start_s + in_ticks(num_bytes / bandwidth[links[k]])
+        link = np.uint64(links[k])
+        free_s[link] = start_s + in_ticks(num_bytes / bandwidth[link])
     return start_s
 
 
-@inner_kernel
+@inlined_kernel
 def reduce(plans: Plans, queue: Queue, plan: int, ready_s: float) -> float:
     """Occupies the links of a collective as soon as all are free; returns when that is.
 
@@ -149,7 +151,7 @@ def reduce(plans: Plans, queue: Queue, plan: int, ready_s: float) -> float:
     return float(start_s)
 
 
-@inner_kernel
+@inlined_kernel
 def settle(plans: Plans, queue: Queue) -> None:
     """Says of each link of the last collective until when it is busy."""
     last = queue.last_plan[0]
