@@ -18,11 +18,8 @@ from soaprl.simulator.regions import access_spans
 from soaprl.simulator.tables import Edge
 
 # Entries of `EdgePatterns.sizes`.
-_PATTERNS, _ROWS, _PAIRS = (
-    0,
-    1,
-    2,
-)  # Numbers of patterns are below it: see `soaprl.simulator.lookup.step_key`.
+_PATTERNS, _ROWS, _PAIRS = 0, 1, 2
+# Numbers of patterns are below it: see `soaprl.simulator.lookup.step_key`.
 MOST_NUMBER = 2**31
 
 
