@@ -220,10 +220,19 @@ def _walk_apart(
 
 def _together(works: Sequence[Callable[[Callable[[], object]], float]]) -> list[float]:
     """What each work returns in a process of its own; each gets a function that waits for the others."""
-    barrier, found = multiprocessing.Barrier(len(works)), multiprocessing.SimpleQueue()
-    processes = [
-        multiprocessing.Process(target=lambda work=work: found.put(work(barrier.wait))) for work in works
-    ]
+    # Works need not be picklable.
+    forking = multiprocessing.get_context("fork")
+    barrier, found = forking.Barrier(len(works)), forking.SimpleQueue()
+
+    def run(work: Callable[[Callable[[], object]], float]) -> None:
+        try:
+            found.put(work(barrier.wait))
+        except BaseException:
+            barrier.abort()
+            found.put(np.nan)
+            raise
+
+    processes = [forking.Process(target=run, args=(work,)) for work in works]
     for process in processes:
         process.start()
     seconds = [found.get() for _ in processes]

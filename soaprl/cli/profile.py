@@ -33,8 +33,7 @@ def profile(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of each process, on a CPU.")] = 1,
     rounds: Annotated[
-        int,
-        typer.Option("--rounds", min=1, help="Measure everything so often; of a shard the median counts."),
+        int, typer.Option("--rounds", min=1, help="Measure all so often; against moments that are slow.")
     ] = 1,
     show: Annotated[int, typer.Option("--show", min=0, help="How many deviations from the roofline.")] = 10,
     batch_size: BatchSize = None,
@@ -47,15 +46,14 @@ def profile(
     """Measure what a model's shards take on this machine, for --cost of simulate, search and compare.
 
     What the profile has already is not measured again: the command may be interrupted at any moment, and
-    goes on. Several processes may measure into one file. More rounds help where a machine is faster at some
-    moments than at others. With --links, under torchrun, the links between the
+    goes on. Several processes may measure into one file. With --links, under torchrun, the links between the
     job's processes are measured instead, and written as a cluster.
     """
     from soaprl.cli.inputs import Execution, ModelChoice, parse_options, prepare
     from soaprl.cli.output import print_json
     from soaprl.cli.profiling import DEFAULT_FILE, check_words, measure, print_profiled
 
-    check_words(model, cluster, device, links=links)
+    check_words(model, cluster, device, rounds=rounds, links=links)
     if links or model is None or cluster is None:
         from soaprl.cli import linking
 

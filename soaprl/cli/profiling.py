@@ -83,12 +83,16 @@ class Profiled:
         }
 
 
-def check_words(model: str | None, cluster: str | None, device: str | None, *, links: bool) -> None:
+def check_words(
+    model: str | None, cluster: str | None, device: str | None, *, rounds: int, links: bool
+) -> None:
     """Raises the error of what the command line lacks or has too much."""
     if device is not None and device not in DEVICES:
         raise unknown_name("device", device, DEVICES)
     if links and (model is not None or cluster is not None):
         raise CostError("--links measures the links of a job and needs no MODEL and no --cluster.")
+    if links and rounds > 1:
+        raise CostError("--links measures everything many times; --rounds is for the shards of a MODEL.")
     if not links and (model is None or cluster is None):
         raise CostError("expected a MODEL and --cluster, or --links under torchrun.")
 

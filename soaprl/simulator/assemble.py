@@ -170,12 +170,8 @@ def _link_tasks(
     o: int,
 ) -> int:
     """Enters the successors of forward tasks, and lists the deliveries; returns the next free successor."""
-    rows, pair_reader, pair_bytes, pair_box = (
-        pools.edges.rows,
-        pools.edges.pair_reader,
-        pools.edges.pair_bytes,
-        pools.edges.pair_box,
-    )
+    edges = pools.edges
+    rows, pair_reader, pair_bytes, pair_box = edges.rows, edges.pair_reader, edges.pair_bytes, edges.pair_box
     output_begin, edge_begin, output_saved = graph.output_begin, graph.edge_begin, graph.output_saved
     consumers, gradients, saves = graph.edge_consumer, graph.edge_gradient, graph.edge_saved
     row_base, devices, id_begin, via = layout.row_base, layout.devices, blocks.id_begin, work.via
@@ -185,11 +181,8 @@ def _link_tasks(
     mirror, stamp, ordered = 2 * work.totals[HALF] - 1, work.totals[STAMP], len(layout.turns) > 0
     forward_step, backward_step = layout.forward_step, layout.backward_step
     edge, num_deliveries, num_readings = blocks.forward_begin[o], 0, 0
-    hold, size_at, backward = (
-        blocks.hold_begin[o] + work.num_holds[o],
-        layout.output_base[o],
-        graph.has_backward[o],
-    )
+    hold, size_at = blocks.hold_begin[o] + work.num_holds[o], layout.output_base[o]
+    backward = graph.has_backward[o]
     delivery_id = id_begin[o] + layout.num_parts[o]
     pace = work.totals[PACE_ID] + o if work.totals[SHARDING] == 3 and graph.paces[0, o] else -1
     for p in range(layout.num_parts[o]):
@@ -464,12 +457,8 @@ def _visit_gradients(
     counting: bool,
 ) -> None:
     """Counts, or enters, what gradients of an operator's backward tasks flow to."""
-    ends, successors, via, pair_reader = (
-        work.successor_end,
-        work.successors,
-        work.via,
-        pools.edges.pair_reader,
-    )
+    ends, successors, via = work.successor_end, work.successors, work.via
+    pair_reader = pools.edges.pair_reader
     mirror = 2 * work.totals[HALF] - 1
     first = mirror - blocks.id_begin[o]
     for k in range(near.in_begin[o], near.in_begin[o + 1]):

@@ -34,7 +34,8 @@ class Patterns:
     Attributes:
         key: The arguments.
         operators: The patterns of operators, by number.
-        found: All patterns as compiled code sees them; replaced when there are more.
+        found: All patterns as compiled code sees them, which adds those of edges; replaced when there are
+            more of the others, or there must be more room.
     """
 
     def __init__(self, problem: Problem, sharding: Sharding = Sharding.NONE, num_copies: int = 1) -> None:
@@ -92,6 +93,7 @@ class Patterns:
 
     def reserve_edge(self) -> None:
         """Makes room for the pattern of one more edge, which compiled code computes when it needs it."""
+        assert self.found.next_node[0] < MOST_NUMBER, "no number is left"
         self._lookup.reserve(2)
         # Compiled code adds to what `found` has, and to nothing else: so all of it is replaced at once.
         self.found = self._gathered(with_room(self.found.pools.edges, self._most_parts))

@@ -150,7 +150,7 @@ def apply(setting: Setting, found: Found, graph: Graph, change: Change) -> int:
     near, layout, plans, work = setting.near, graph.layout, graph.plans, graph.work
     entering, num_entering = work.listed[0], 0
     _swap_patterns(layout, change)
-    if not _known(setting, found, layout, change):
+    if not _learn(setting, found, layout, change):
         _swap_patterns(layout, change)
         return UNKNOWN_PATTERN
     for i in range(change.sizes[0]):
@@ -238,8 +238,8 @@ def group_pattern(setting: Setting, found: Found, layout: Layout, g: int) -> int
 
 
 @inner_kernel
-def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bool:
-    """Whether all patterns that the change needs are there, now that those of edges were computed."""
+def _learn(setting: Setting, found: Found, layout: Layout, change: Change) -> bool:
+    """Computes the patterns of edges that the change needs; whether all that it needs are there then."""
     near = setting.near
     for i in range(change.sizes[0]):
         o = change.operators[i]
@@ -247,11 +247,9 @@ def _known(setting: Setting, found: Found, layout: Layout, change: Change) -> bo
             e = near.edges_of[k]
             if edge_pattern(setting, found, layout, e) != MISSING:
                 continue
-            writes, reads = (
-                layout.pattern[near.edge_producer[e]],
-                layout.pattern[setting.graph.edge_consumer[e]],
-            )
-            if learn_edge(found, near.edge_like[e], writes, reads) == MISSING:
+            writer, reader = near.edge_producer[e], setting.graph.edge_consumer[e]
+            patterns = layout.pattern[writer], layout.pattern[reader]
+            if learn_edge(found, near.edge_like[e], patterns[0], patterns[1]) == MISSING:
                 return False
         for k in range(near.group_begin[o], near.group_begin[o + 1]):
             if group_pattern(setting, found, layout, near.groups[k]) == MISSING:

@@ -20,14 +20,10 @@ class Pool:
 
     def append(self, values: NDArray[Any]) -> int:
         """Adds `values`; returns the offset of the first."""
-        self.reserve(len(values))
         first, self.size = self.size, self.size + len(values)
+        if self.size > len(self.data):
+            larger = np.zeros(2 * self.size, self.data.dtype)
+            larger[:first] = self.data[:first]
+            self.data = larger
         self.data[first : self.size] = values
         return first
-
-    def reserve(self, count: int) -> None:
-        """Makes room for `count` more entries."""
-        if self.size + count > len(self.data):
-            larger = np.zeros(2 * (self.size + count), self.data.dtype)
-            larger[: self.size] = self.data[: self.size]
-            self.data = larger

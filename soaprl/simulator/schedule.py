@@ -64,7 +64,7 @@ def schedule(
     makespan_s, done = 0.0, 0
     while True:
         task = next_task(work, queue)
-        # Comparisons with 0, as unsigned numbers, spare the compiler the case of negative indices.
+        # Comparisons with 0, and unsigned indices, spare the compiler the case of negative ones.
         if task < 0:
             break
         dispatched[done] = task

@@ -60,9 +60,10 @@ def test_all_walks_of_a_problem_share_what_their_simulators_have_computed(synthe
     one = Walk(arena)
     for operator in range(arena.choices.num_operators):
         one.take(operator, 1)
-    found = arena.patterns.found
+    found, sizes = arena.patterns.found, arena.patterns.found.pools.edges.sizes.tolist()
     other = Walk(arena)
     for operator in range(arena.choices.num_operators):
         other.take(operator, 1)
     assert other.evaluation == one.evaluation
     assert arena.patterns.found is found, "it is replaced when there is more"
+    assert found.pools.edges.sizes.tolist() == sizes, "those of edges are added to it"

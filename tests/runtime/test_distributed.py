@@ -149,7 +149,7 @@ def message_before_its_step(rank: int) -> None:
     tensors = {**literal_tensors(graph), **sources(graph, module, (batch,))}
     groups, fetch = Groups(), blocks_of(graph, tensors)
     state = RankState(graph, program, rank, fetch, torch.device("cpu"), kernels())
-    transport = Transport(state, groups, timeout_s=10.0)
+    transport = Transport(state, groups, timeout_s=20.0)
     step = next(s for s in program.ranks[rank].steps if isinstance(s, Exchange) and s.direction == "forward")
     (message,) = step.sends if rank == 0 else step.receives
     shapes = [[stop - start for start, stop in piece.box] for piece in message.pieces]

@@ -87,6 +87,8 @@ def test_what_bytes_take_on_their_way_is_a_part_of_what_is_fitted() -> None:
     assert found.entered(Overheads(carry_s_per_byte=2e-9), "").message_s_per_byte == pytest.approx(1e-9)
     entered = found.entered(Overheads(carry_s_per_byte=4e-9), "")
     assert (entered.message_s_per_byte, entered.carry_s_per_byte) == (0.0, pytest.approx(3e-9))
+    nothing = fit_overheads([load(0, 0, 0, 1.0, 1.5)]).entered(Overheads(carry_s_per_byte=4e-9), "")
+    assert (nothing.message_s_per_byte, nothing.carry_s_per_byte) == (0.0, 4e-9)
     # A byte of a sum takes 2 + 3 ns, whatever full links lost.
     summed = [
         load(0, 0, n, 1.0, 1.0 + 2e-9 * n + 3e-9 * c, reduced=c)

@@ -10,7 +10,7 @@ from soaprl.cluster.devices import device_type
 from soaprl.cluster.files import load_cluster, save_cluster
 from soaprl.cost.profiled.links import PairLink, measured_cluster, predicted_all_reduces
 from soaprl.runtime.measuring.links import SIZES, fit_line, fit_link, measure_links, steady_line
-from soaprl.runtime.measuring.messages import carry_s_per_byte
+from soaprl.runtime.measuring.messages import carry_s_per_byte, one_way_of
 from tests.runtime.processes import run_processes
 
 CPU = device_type("cpu")
@@ -93,6 +93,24 @@ def test_a_fit_is_a_link_whatever_was_measured(times: list[float]) -> None:
     for line in (fit_line(sizes, times), fit_link(sizes, times, times[0])):
         assert line.latency_s >= 0
         assert line.bandwidth_bytes_per_s > 0
+
+
+def test_a_message_takes_half_of_a_turn_in_which_nobody_computed() -> None:
+    computed, message_s = (
+        [[2e-3, 2e-3], [2.5e-3, 2.1e-3], [2e-3, 3e-3], [9e-3, 2e-3]],
+        [7e-5, 8e-5, 9e-5, 1e-3],
+    )
+    turns = [[a + b + 2 * m, a] for (a, b), m in zip(computed, message_s, strict=True)]
+    others = [[1.0, b] for _, b in computed]
+    # Of four the second is the lower quartile.
+    found = one_way_of(torch.tensor(turns, dtype=torch.float64), torch.tensor(others, dtype=torch.float64))
+    assert found == pytest.approx(8e-5)
+
+
+def test_what_follows_computing_is_no_error_of_the_fit() -> None:
+    link = fit_link(SIZES, [3e-5 + size / 1e9 for size in SIZES], 9e-5)
+    assert link.error == pytest.approx(0, abs=1e-6)
+    assert link.latency_s == pytest.approx(9e-5 - SIZES[0] / 1e9)
 
 
 def test_ranks_of_one_host_have_a_link_for_each_pair() -> None:

@@ -11,7 +11,7 @@ from soaprl.strategy.strategy import Strategy
 from tests.search.interruption import interrupted_at
 from tests.toys import tied
 
-PATTERNS = tuple(f"simulator/{name}.py" for name in ("book", "cells", "lookup", "patterns", "pools"))
+PATTERNS = tuple(f"simulator/{name}.py" for name in ("book", "cells", "edges", "lookup", "patterns", "pools"))
 
 
 def test_a_simulator_that_was_interrupted_while_it_learned_says_the_same() -> None:

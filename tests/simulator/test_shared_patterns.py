@@ -38,10 +38,11 @@ def test_what_one_has_computed_the_others_do_not_compute_again() -> None:
     problem = Problem(graph=graph, cluster=cluster_from_name("p100-1x2"), cost=RooflineCostModel())
     patterns, strategy = Patterns(problem), data_parallel(graph, problem.cluster)
     DeltaSimulator(problem, strategy, patterns=patterns)
-    found = patterns.found
+    found, sizes = patterns.found, patterns.found.pools.edges.sizes.tolist()
     DeltaSimulator(problem, strategy, patterns=patterns)
     assert Simulator(problem, patterns=patterns).evaluate(strategy).iteration_time_s > 0
     assert patterns.found is found, "it is replaced when there is more"
+    assert found.pools.edges.sizes.tolist() == sizes, "those of edges are added to it"
 
 
 def test_patterns_of_another_problem_are_refused() -> None:

@@ -223,7 +223,10 @@ class Profile:
             return run(f"SELECT {_AGAIN} FROM rounds WHERE {condition}", values).fetchall()
 
     def put_again(self, setting: Setting, family: str, extents: Extents, times: Measurement) -> None:
-        """Keeps what came of measuring once more what has a row: it is on disk when this returns."""
+        """Keeps what came of measuring once more what has a row: it is on disk when this returns.
+
+        Who measures it has claimed it (`soaprl.cost.profiled.claims`), so that nobody else counts on.
+        """
         number, words = self._id(setting), json.dumps(extents)
         numbers = times.forward_s, times.backward_s, times.spread, times.repeats
         with self._errors():
@@ -234,8 +237,7 @@ class Profile:
             (count,) = run(f"SELECT count(*) FROM rounds WHERE {where}", key).fetchone()
             values = (family, words, count + 1, *numbers)
             run(
-                f"INSERT OR IGNORE INTO rounds (setting, measured_at, {_AGAIN})"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO rounds (setting, measured_at, {_AGAIN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (number, _now(), *values, _checksum(values)),
             )
 
@@ -275,11 +277,11 @@ class Profile:
         return replace(found, times=together([times, *again]), rounds=1 + len(again))
 
     def _id(self, setting: Setting) -> int:
-        row = self._connection.execute(
-            "SELECT id FROM settings WHERE (device_type, device_name, threads, torch_version, compute_dtype)"
-            " = (?, ?, ?, ?, ?)",
-            _fields(setting),
-        ).fetchone()
+        columns = "device_type, device_name, threads, torch_version, compute_dtype"
+        with self._errors():
+            row = self._connection.execute(
+                f"SELECT id FROM settings WHERE ({columns}) = (?, ?, ?, ?, ?)", _fields(setting)
+            ).fetchone()
         return -1 if row is None else int(row[0])
 
     def _ensured(self, setting: Setting) -> int:

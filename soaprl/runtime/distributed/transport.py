@@ -1,12 +1,12 @@
 """What one rank does in a shared step: starts to talk, and takes what comes when it is needed.
 
-A `Transport` has buffers for each step, made when the step first comes and used again in each iteration.
+A `Transport` has buffers for each step, made in the first iteration and used again in each.
 With gloo all that travels is in CPU memory: tensors of a GPU are staged, so that several processes can share
 one. With NCCL it stays where it is.
 
 A message leaves over gloo once a thread of its sender has been told that the receiver is ready for it. If it
 is told while the sender computes, that thread and the message wait until the sender does. So a rank is ready
-for all messages of an iteration from its beginning (`Transport.expect`): its buffers are there anyway.
+for all exchanges of an iteration from its beginning (`Transport.expect`): its buffers are there anyway.
 """
 
 from collections.abc import Callable, Iterator

@@ -95,15 +95,21 @@ class Fit:
         """The overheads of a cluster with these in place of what they had.
 
         What was measured with the links, of bytes that are on their way, is part of what was fitted here; and
-        no more than that, which runs show and full links may exceed.
+        no more than that, which runs show and full links may exceed. Where runs show nothing of bytes, it
+        stays.
+
+        Args:
+            overheads: As they were measured with the links.
+            provenance: Where these come from.
         """
-        carried_s_per_byte = min(overheads.carry_s_per_byte, self.message_s_per_byte)
+        shown_s_per_byte = self.message_s_per_byte or overheads.carry_s_per_byte
+        carried_s_per_byte = min(overheads.carry_s_per_byte, shown_s_per_byte)
         return replace(
             overheads,
             task_s=self.task_s,
             iteration_s=self.iteration_s,
             message_s=self.message_s,
-            message_s_per_byte=self.message_s_per_byte - carried_s_per_byte,
+            message_s_per_byte=shown_s_per_byte - carried_s_per_byte,
             carry_s_per_byte=carried_s_per_byte,
             reduced_s_per_byte=self.reduced_s_per_byte,
             provenance=provenance,

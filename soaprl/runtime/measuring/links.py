@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from statistics import median
@@ -40,7 +40,7 @@ class Line:
     Attributes:
         latency_s: Time of an empty message; not below 0.
         bandwidth_bytes_per_s: Bytes per second beyond that.
-        error: Median relative error of the fit over the sizes.
+        error: Median relative error of the fit over the sizes, of messages that follow each other at once.
     """
 
     latency_s: float
@@ -91,10 +91,10 @@ def fit_link(sizes: Sequence[int], times_s: Sequence[float], smallest_s: float) 
         times_s: What they took.
         smallest_s: What the smallest took alone.
     """
-    bandwidth = steady_line(sizes, times_s).bandwidth_bytes_per_s
-    latency_s = max(0.0, smallest_s - sizes[0] / bandwidth)
-    errors = [abs(latency_s + s / bandwidth - t) / t for s, t in zip(sizes, times_s, strict=True)]
-    return Line(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, error=median(errors))
+    steady = steady_line(sizes, times_s)
+    latency_s = max(0.0, smallest_s - sizes[0] / steady.bandwidth_bytes_per_s)
+    errors = [abs(steady.time_s(s) - t) / t for s, t in zip(sizes, times_s, strict=True)]
+    return replace(steady, latency_s=latency_s, error=median(errors))
 
 
 def steady_line(sizes: Sequence[int], times_s: Sequence[float]) -> Line:

@@ -1,7 +1,7 @@
 """Times messages between ranks, sent as the runtime sends them.
 
-What takes long is repeated less often; ranks agree on how often by what the first of them saw. Of the repeats
-the lower quartile counts: what else machines do only ever takes time away.
+What takes long is repeated less often; ranks agree on how often by what the first of them saw (`_usual_s`).
+Of the repeats the lower quartile counts: what else machines do only ever takes time away.
 
 A processor that computes loses time to what travels meanwhile: to threads of the library, and to the system,
 which handles packets within whatever runs. That is measured where it is lost (`carry_s_per_byte`): the clocks
@@ -61,7 +61,8 @@ def one_way_s(rank: int, pair: tuple[int, int], size: int, device: torch.device,
     """Seconds of a message from a rank that has just computed to one that waits for it, as in a training.
 
     Half of what it takes there and back, less what the two compute before they send. Messages that follow
-    each other at once find processors awake and caches warm: they are faster. A GPU computes meanwhile.
+    each other at once find processors awake and caches warm: they are faster. Ranks of GPUs do not compute
+    before, as what their kernels do takes no processor.
     """
     first, second = pair
     there, back = _bytes(size, device), _bytes(size, device)
@@ -96,8 +97,17 @@ def one_way_s(rank: int, pair: tuple[int, int], size: int, device: torch.device,
     turns = torch.tensor([turn_s() for _ in range(repeats)], dtype=torch.float64, device=device)
     others = torch.zeros_like(turns)
     complete([("receive", others, _peer(rank, pair)), ("send", turns, _peer(rank, pair))])
-    of_first = turns if rank == first else others
-    return _usual(((of_first[:, 0] - turns[:, 1] - others[:, 1]) / 2).tolist())
+    return one_way_of(*((turns, others) if rank == first else (others, turns)))
+
+
+def one_way_of(turns: Tensor, others: Tensor) -> float:
+    """Seconds of a message, of turns there and back: half of what neither rank computed; the lower quartile.
+
+    Args:
+        turns: Shape [turns, 2]; of the rank that begins, seconds of a turn, and of these those it computed.
+        others: The same of the other one, whose turns begin when they like.
+    """
+    return _usual(((turns[:, 0] - turns[:, 1] - others[:, 1]) / 2).tolist())
 
 
 def both_ways_s(rank: int, pair: tuple[int, int], size: int, device: torch.device, repeats: int) -> float:
