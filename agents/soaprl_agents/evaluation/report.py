@@ -112,7 +112,7 @@ def write_report(folder: Path, suite: str, summary: Summary) -> None:
 
 def _anytime(summary: Summary) -> Figure:
     """Score over evaluations, and over seconds of search."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for method in dict.fromkeys(cell.method for cell in summary.cells):
         cells = [cell for cell in summary.cells if cell.method == method]
@@ -127,7 +127,9 @@ def _anytime(summary: Summary) -> Figure:
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     left.set_ylabel("best time known / time, interquartile mean")
-    left.legend(fontsize="small")
+    handles, labels = left.get_legend_handles_labels()
+    # In the axes it would hide a method that is good from its first evaluation on.
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
     return figure
 
 
