@@ -113,6 +113,25 @@ def test_scores_and_ratios_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert cell(summary, "mcmc", 10).ratio == 1.0
 
 
+def test_the_same_runs_have_the_same_intervals_whatever_was_drawn_before(tmp_path: Path) -> None:
+    import numpy as np
+
+    chosen = plan(tmp_path, "random", seeds=tuple(range(10)))
+    times = np.random.default_rng(0).uniform(1, 2, (10, 2)).tolist()
+    records = [
+        record(name, "random", seed, (1, 0.1, time_s))
+        for seed, row in enumerate(times)
+        for name, time_s in zip(chosen.problems.names, row, strict=True)
+    ]
+    np.random.seed(7)  # noqa: NPY002
+    first = summarize(chosen, records)
+    drawn = np.random.random(3).tolist()  # noqa: NPY002
+    assert summarize(chosen, records) == first
+    np.random.seed(7)  # noqa: NPY002
+    assert np.random.random(3).tolist() == drawn, "and nobody else's draws change"  # noqa: NPY002
+    assert cell(first, "random", 10).low < cell(first, "random", 10).high
+
+
 def test_nothing_compares_where_one_of_both_does_not_fit() -> None:
     import numpy as np
 

@@ -16,7 +16,8 @@ the same policy if it uses one, and the same budget) over those where both found
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, inf, isfinite
 from typing import Any
@@ -207,16 +208,26 @@ def _by_policy(times: Times, method: str, scores: FloatArray) -> tuple[float, ..
 
 def _estimates(scores: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Interquartile mean and optimality gap for each table [runs, problems], and their intervals [2, 2]."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _drawn_alike():
         # rliable hands its generator on in a way that the library below it calls deprecated.
         warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
         found: tuple[dict[str, FloatArray], dict[str, FloatArray]] = library.get_interval_estimates(
             scores,
             lambda table: np.array([metrics.aggregate_iqm(table), metrics.aggregate_optimality_gap(table)]),
             reps=_REPETITIONS,
-            random_state=np.random.RandomState(0),  # what rliable takes
         )
     return found
+
+
+@contextmanager
+def _drawn_alike() -> Iterator[None]:
+    """NumPy's own generator from a fixed state, as rliable draws from no other; afterwards it goes on."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _scores(times: Times, method: str, budget: int) -> FloatArray:
