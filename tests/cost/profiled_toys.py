@@ -90,8 +90,8 @@ class Stalling:
         self.left -= 1
 
 
-def main(profile: Path, log: Path, most: int) -> None:
-    """Measures all of the toy graph for 16 devices, once standard input says so."""
+def main(profile: Path, log: Path, most: int, rounds: int) -> None:
+    """Measures all of the toy graph for 16 devices in so many rounds, once standard input says so."""
     graph = toy_graph()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -104,8 +104,9 @@ def main(profile: Path, log: Path, most: int) -> None:
             "adam",
             [1024, 8192],
             lambda progress: None,
+            rounds=rounds,
         )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -26,11 +26,13 @@ TOTAL = len(plan_anchors(toy_graph(), 16)) + 2
 
 
 @contextmanager
-def measuring(profile: Path, log: Path, *, most: int = -1) -> Iterator[subprocess.Popen[str]]:
+def measuring(
+    profile: Path, log: Path, *, most: int = -1, rounds: int = 1
+) -> Iterator[subprocess.Popen[str]]:
     """A process that is ready to measure all of the toy graph, and stalls after `most` measurements."""
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "envs", "agents"))
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.cost.profiled_toys", str(profile), str(log), str(most)],
+        [sys.executable, "-m", "tests.cost.profiled_toys", str(profile), str(log), str(most), str(rounds)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.PIPE,
@@ -128,6 +130,16 @@ def test_two_processes_measure_nothing_twice_and_nothing_is_left_out(tmp_path: P
     assert len(rows(path)) == TOTAL == len(lines)
     # Both families have shards of the same extents: each is there twice, an update once.
     assert set(Counter(line for line in lines if line.startswith("linear")).values()) == {2}
+
+
+def test_two_processes_measure_every_round_once(tmp_path: Path) -> None:
+    path, log = tmp_path / "p.db", tmp_path / "log"
+    with measuring(path, log, rounds=2) as first, measuring(path, log, rounds=2) as second:
+        begin(first)
+        begin(second)
+        assert (first.wait(), second.wait()) == (0, 0)
+    assert len(logged(log)) == 2 * TOTAL
+    assert [row.rounds for row in rows(path)] == [2] * TOTAL
 
 
 def test_what_one_process_is_measuring_the_other_leaves_alone_until_it_dies(tmp_path: Path) -> None:
