@@ -15,7 +15,6 @@ would give; of what another training would change it only knows what these few p
 the same policy if it uses one, and the same budget) over those where both found something that fits.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,9 +207,7 @@ def _by_policy(times: Times, method: str, scores: FloatArray) -> tuple[float, ..
 
 def _estimates(scores: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Interquartile mean and optimality gap for each table [runs, problems], and their intervals [2, 2]."""
-    with warnings.catch_warnings(), _drawn_alike():
-        # rliable hands its generator on in a way that the library below it calls deprecated.
-        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+    with _drawn_alike():
         found: tuple[dict[str, FloatArray], dict[str, FloatArray]] = library.get_interval_estimates(
             scores,
             lambda table: np.array([metrics.aggregate_iqm(table), metrics.aggregate_optimality_gap(table)]),

@@ -70,6 +70,7 @@ CREATE TABLE IF NOT EXISTS rounds (
     PRIMARY KEY (setting, family, extents, round)
 ) WITHOUT ROWID
 """
+_OF_SHARD = "setting = ? AND family = ? AND extents = ?"
 _AGAIN = "family, extents, round, forward_s, backward_s, spread, repeats, checksum"
 _COLUMNS = "family, extents, kind, forward_s, backward_s, spread, repeats, reason, checksum"
 _Row = tuple[str, str, str, float | None, float | None, float | None, int | None, str, int]
@@ -206,13 +207,12 @@ class Profile:
 
     def get(self, setting: Setting, family: str, extents: Extents) -> Measured | None:
         """One row, or None."""
-        condition = "setting = ? AND family = ? AND extents = ?"
         values = self._id(setting), family, json.dumps(extents)
         with self._errors():
             row = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM measurements WHERE {condition}", values
+                f"SELECT {_COLUMNS} FROM measurements WHERE {_OF_SHARD}", values
             ).fetchone()
-        return None if row is None else self._parsed(row, self._later(condition, *values))
+        return None if row is None else self._parsed(row, self._later(_OF_SHARD, *values))
 
     def _later(self, condition: str, *values: object) -> list[_Round]:
         """What was measured in later rounds."""
@@ -233,8 +233,7 @@ class Profile:
             run = self._connection.execute
             run(_ROUNDS)
             key = number, family, words
-            where = "setting = ? AND family = ? AND extents = ?"
-            (count,) = run(f"SELECT count(*) FROM rounds WHERE {where}", key).fetchone()
+            (count,) = run(f"SELECT count(*) FROM rounds WHERE {_OF_SHARD}", key).fetchone()
             values = (family, words, count + 1, *numbers)
             run(
                 f"INSERT INTO rounds (setting, measured_at, {_AGAIN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
