@@ -3,27 +3,31 @@
     python benchmarks/validation.py --out out/validation
     sudo python benchmarks/validation.py --megabits 1000 --after out/validation --steps 2 --out out/1000
 
-Measures the links of two gloo processes and the shards of four models (`validation_models.py`), by two
-processes at once, because that is how they run, and in rounds: all of them once, then all again; of each the
-median counts. Then a few strategies are run to calibrate what the runtime takes, and others, of several
-methods and random, to compare with what is predicted for them. Everything is resumable: what is in the folder
-is not measured again.
+Measures the links of two gloo processes, then goes through all of the following in passes, as many as there
+are repeats, because a machine's speed drifts: what is measured minutes before something else does not predict
+it. A pass measures the shards of four models (`validation_models.py`) in a few more rounds, by two processes
+at once, because that is how they run; of each shard the median of all rounds counts. It runs a few strategies
+once more to calibrate anew what the runtime takes, and others, of several methods and random, to compare with
+what is predicted for them from all that is measured by then. Searches find other strategies when predictions
+change: those of the last pass count, which runs them as often as the others. Everything is resumable: what is
+in the folder is not measured again, and passes that were compared are not gone through again.
 
 With `--megabits` each process is on a host of its own, imitated as `hosts.py` does, with links so fast. With
-`--after` times of tasks are those of a run without hosts. What the runtime takes is calibrated over these
-links, as messages over them cost other things, or, with `--calibrate 0`, is that of the run without hosts,
-too. Nothing is fitted to the time of any iteration.
+`--after` times of tasks are those of a run without hosts, and passes are of runs alone. What the runtime
+takes is calibrated over these links, as messages over them cost other things, or, with `--calibrate 0`, is
+that of the run without hosts, too. Nothing is fitted to the time of any iteration.
 
 The machine must do nothing else meanwhile: iterations are timed by the clock. What ranks compute (the column
 "compute error") is timed by what their threads ran, and is not so sensitive.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -75,13 +79,13 @@ def measure_links(path: Path, megabits: float | None) -> None:
     finish(ranks)
 
 
-def measure_tasks(profile: Path, cluster: Path, models: Sequence[str], rounds: int) -> None:
-    """Measures the shards of all models so often, by as many processes as there are ranks."""
-    for number in range(rounds):
+def measure_tasks(profile: Path, cluster: Path, models: Sequence[str], rounds: Iterable[int]) -> None:
+    """Measures the shards of all models in rounds of these numbers, by a process for each rank."""
+    for number in rounds:
         for model in models:
             name, _, batch = model.rpartition(":")
             words = ("profile", name, "-b", batch, "-c", cluster, "--out", profile, "--show", 0)
-            more = ("--rounds", number + 1)
+            more = ("--rounds", number)
             finish([run(*words, *more, OMP_NUM_THREADS="1") for _ in range(NUM_RANKS)])
 
 
@@ -112,13 +116,42 @@ def machines(megabits: float | None) -> Iterator[None]:
         yield
 
 
+def passes_done(path: Path, models: Sequence[str]) -> int:
+    """How many repeats of these models' strategies were compared with predictions by an earlier call."""
+    points = json.loads(path.read_text(encoding="utf-8"))["points"] if path.exists() else []
+    if {point["model"] for point in points} != {Path(model).name.rpartition(":")[0] for model in models}:
+        return 0
+    return min((len(point["repeats_s"]) for point in points), default=0)
+
+
+def compare(arguments: argparse.Namespace, models: Sequence[str], profile: Path, repeats: int) -> None:
+    """Calibrates what the runtime takes, and runs and predicts other strategies; so often in all."""
+    out, after = arguments.out, arguments.after
+    links, calibrated = out / "links.yaml", out / "calibrated.yaml"
+    slow = {} if arguments.megabits is None else {"GLOO_SOCKET_IFNAME": "wire"}
+    common = ["--cost", profile, "--repeats", repeats, "--steps", arguments.steps]
+    common += [] if arguments.megabits is None else ["--prefix", PREFIX]
+    if after is not None and arguments.calibrate == 0:
+        with_overheads(after / "calibrated.yaml", links, calibrated)
+    else:
+        words = ["validate", *models, "-c", links, *common, "--methods", "data-parallel,single-device"]
+        words += ["--strategies", arguments.calibrate or (5 if after else 8), "--seed", 1, "--worst", 0]
+        words += ["--out", out / "calibration", "--calibrate", calibrated]
+        finish([run(*words, **slow)])
+    num_worst = 1 if arguments.megabits is None and repeats == arguments.repeats else 0
+    words = ["validate", *models, "-c", calibrated, *common, "--methods", arguments.methods]
+    words += ["--strategies", arguments.strategies, "--budget-evals", arguments.budget_evals]
+    words += ["--out", out / "validation", "--compare", links, "--worst", num_worst]
+    finish([run(*words, **slow)])
+
+
 def main() -> None:
     """Runs all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--strategies", type=int, default=50)
     parser.add_argument("--calibrate", type=int, help="strategies of each model (8; after a run 5)")
-    parser.add_argument("--rounds", type=int, default=5, help="of measuring shards")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="of measuring shards in each pass")
+    parser.add_argument("--repeats", type=int, default=3, help="of each run: passes")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", default="data-parallel,model-parallel,single-device,optcnn,mcmc")
     parser.add_argument("--megabits", type=float, help="of each link and direction, a second; needs root")
@@ -127,29 +160,22 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run whose profile counts")
     parser.add_argument("--out", type=Path, default=Path("out/validation"))
     arguments = parser.parse_args()
-    out, megabits = arguments.out, arguments.megabits
+    out, repeats = arguments.out, arguments.repeats
     out.mkdir(parents=True, exist_ok=True)
-    links, calibrated = out / "links.yaml", out / "calibrated.yaml"
-    profile = (arguments.after or out) / "profile.db"
+    links, profile = out / "links.yaml", (arguments.after or out) / "profile.db"
     models = [model for model in MODELS if model.split(":")[-2] in arguments.models.split(",")]
-    slow = {} if megabits is None else {"GLOO_SOCKET_IFNAME": "wire"}
-    common = ["--cost", profile, "--repeats", arguments.repeats, "--steps", arguments.steps]
-    common += [] if megabits is None else ["--prefix", PREFIX, "--worst", 0]
-    with machines(megabits):
+    done = passes_done(out / "validation" / "validation.json", models)
+    with machines(arguments.megabits):
         if not links.exists():
-            measure_links(links, megabits)
-        measure_tasks(profile, links, models, 1 if arguments.after else arguments.rounds)
-        if arguments.after is not None and arguments.calibrate == 0:
-            with_overheads(arguments.after / "calibrated.yaml", links, calibrated)
-        if not calibrated.exists():
-            words = ["validate", *models, "-c", links, *common, "--methods", "data-parallel,single-device"]
-            words += ["--strategies", arguments.calibrate or (5 if arguments.after else 8), "--seed", 1]
-            words += ["--out", out / "calibration", "--calibrate", calibrated]
-            finish([run(*words, **slow)])
-        words = ["validate", *models, "-c", calibrated, *common, "--methods", arguments.methods]
-        words += ["--strategies", arguments.strategies, "--budget-evals", arguments.budget_evals]
-        words += ["--out", out / "validation", "--compare", links]
-        finish([run(*words, **slow)])
+            measure_links(links, arguments.megabits)
+        if arguments.after is not None:
+            measure_tasks(profile, links, models, [1])
+        # The last pass writes the tables, and is gone through again: an option may be another one now.
+        for number in range(min(done, repeats - 1) + 1, repeats + 1):
+            if arguments.after is None:
+                last = number * arguments.rounds
+                measure_tasks(profile, links, models, range(last - arguments.rounds + 1, last + 1))
+            compare(arguments, models, profile, number)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from soaprl.cli.searching import ready_simulator
 from soaprl.cli.validation_choices import Chosen, choose, predicted
 from soaprl.cluster.files import load_cluster
 from soaprl.errors import ExecutionError
+from soaprl.graph.files import graph_fingerprint
 from soaprl.graph.zoo import Option, zoo_models
 from soaprl.report.validation import Agreement, Point, agreement, percentile
 from soaprl.simulator.evaluator import Simulator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from soaprl.runtime.measuring.runs import Run
 
 # Of the files of runs.
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,34 +184,35 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
 
     graph = prepared.problem.graph
     job = _job(prepared, plan, chosen[0].strategy)
-    strategies = [c.strategy for c in chosen]
-    # Runs of other strategies, batches or steps, or written down otherwise, must not be taken for these.
-    content = repr((_FORMAT, job, strategies)).encode()
+    # Runs of other models, batches or steps, or written down otherwise, must not be taken for these; those of
+    # other strategies are told apart in the file.
+    content = repr((_FORMAT, graph_fingerprint(graph), replace(job, strategy=Strategy(())))).encode()
     name = f"{_file_name(graph.name)}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     with _shown(graph.name) as listen:
         runs = run_strategies(
             job,
             graph,
-            strategies,
+            [c.strategy for c in chosen],
             plan.folder / name,
             repeats=plan.repeats,
             listen=listen,
             prefix=plan.prefix,
         )
-    own: dict[int, list[Run]] = {}
+    by_strategy: dict[str, list[Run]] = {}
     for run in runs:
-        own.setdefault(run.strategy, []).append(run)
+        by_strategy.setdefault(run.strategy, []).append(run)
+    found = [(c, by_strategy[c.strategy.fingerprint]) for c in chosen]
     return [
         Point(
             model=Path(graph.name).name,
             found_by=c.found_by,
             predicted_s=c.predicted_s,
-            repeats_s=tuple(_undisturbed(run.times_s) for run in own[number][: plan.repeats]),
+            repeats_s=tuple(_undisturbed(run.times_s) for run in own),
             predicted_busy_s=c.busy_s,
-            ran_s=tuple(median(of_rank) for of_rank in zip(*map(_ran, own[number]), strict=True)),
-            stolen=median(run.stolen for run in own[number]),
+            ran_s=tuple(median(of_rank) for of_rank in zip(*map(_ran, own), strict=True)),
+            stolen=median(run.stolen for run in own),
         )
-        for number, c in enumerate(chosen)
+        for c, own in found
     ]
 
 

@@ -3,7 +3,6 @@
 The strategies themselves are `soaprl.strategy.experts` and `soaprl.strategy.experts_megatron`.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
@@ -172,8 +171,7 @@ def starts_for(task: SearchTask, start: Strategy | None) -> tuple[tuple[str, Str
     check_strategy(problem.graph, num_devices, start)
     for operator, config in zip(part.graph.operators, start.configs, strict=True):
         check_config(operator, config, num_devices)
-    digest = hashlib.sha256(repr(start).encode()).hexdigest()
-    return ((f"strategy {digest[:16]}", start),)
+    return ((f"strategy {start.fingerprint[:16]}", start),)
 
 
 def refusal_prefix(method: str) -> str:

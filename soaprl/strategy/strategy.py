@@ -1,6 +1,8 @@
 """Configurations and strategies: how each operator is split and where its tasks run."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import prod
 
@@ -82,6 +84,11 @@ class Strategy:
     def is_whole(self) -> bool:
         """Whether the batch is not cut and passes are in no order."""
         return self.micro_batches == 1 and self.schedule is Schedule.NONE
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all of it: equal for equal strategies, in every process."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def replaced(self, operator: int, config: OpConfig) -> "Strategy":
         """This strategy with another configuration for the operator with index `operator`."""

@@ -3,7 +3,7 @@
 Repeats are interleaved: every strategy runs once before any runs again, so that a machine that is slower for
 a while is slower for all of them. A run of which a hypervisor took processor time is run again, a few times
 at most. Every run is written down when it is done, and what is written down is not run again: the job may be
-interrupted, and goes on.
+interrupted, and goes on; further repeats and other strategies add their runs to those that are there.
 """
 
 import json
@@ -57,7 +57,8 @@ _WARM_UP = 2
 # of these is not run again.
 _STOLEN_LIMIT = 0.015
 _ATTEMPTS = 4
-_STRATEGIES = "strategies.json"
+_MISSING = TypeAdapter(list[tuple[Strategy, int]])
+_MISSING_FILE = "missing.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +84,11 @@ class Run(Measured):
     """One strategy, run once.
 
     Attributes:
-        strategy: Its number.
+        strategy: Its fingerprint.
         repeat: Which of its runs this is.
     """
 
-    strategy: int
+    strategy: str
     repeat: int
 
 
@@ -110,13 +111,13 @@ def run_strategies(
     listen: Callable[[int, int], None],
     prefix: str = "",
 ) -> list[Run]:
-    """Runs what is not written down yet at `path`; all runs.
+    """Runs what is not written down yet at `path`; the runs of these strategies, as often as asked for.
 
     Args:
         job: How to train: its strategy is replaced, and its steps are those of a run that count.
         graph: The captured model.
-        strategies: Which to run.
-        path: Where runs are written down.
+        strategies: Which to run; equal ones are run once.
+        path: Where runs of this job, under any strategies, are written down.
         repeats: How often each is run.
         listen: Called with the number of runs done, and of all.
         prefix: Words before the command of each process, with ``{rank}`` for its number.
@@ -124,24 +125,21 @@ def run_strategies(
     Raises:
         ExecutionError: A process failed.
     """
-    total = len(strategies) * repeats
-    if len(read_runs(path)) < total:
+    named = {strategy.fingerprint: strategy for strategy in strategies}
+    wanted = [(name, repeat) for repeat in range(repeats) for name in named]
+    done = {(run.strategy, run.repeat) for run in read_runs(path)}
+    missing = [(named[name], repeat) for name, repeat in wanted if (name, repeat) not in done]
+    if missing:
         _forget_cut_line(path)
+        before = _num_lines(path) - (len(wanted) - len(missing))
         with tempfile.TemporaryDirectory(prefix="soaprl-runs-") as name:
             folder = Path(name)
             save_job(folder, job, graph)
-            content = TypeAdapter(list[Strategy]).dump_json(list(strategies))
-            (folder / _STRATEGIES).write_bytes(content)
-            task = _Task(
-                folder=name,
-                path=str(path.absolute()),
-                count=len(strategies),
-                repeats=repeats,
-                ranks=job.num_ranks,
-            )
-            _spawn(task, prefix, listen)
-    listen(total, total)
-    return read_runs(path)
+            (folder / _MISSING_FILE).write_bytes(_MISSING.dump_json(missing))
+            task = _Task(folder=name, path=str(path.absolute()), ranks=job.num_ranks)
+            _spawn(task, prefix, lambda: listen(_num_lines(path) - before, len(wanted)))
+    listen(len(wanted), len(wanted))
+    return [run for run in read_runs(path) if run.strategy in named and run.repeat < repeats]
 
 
 def _num_lines(path: Path) -> int:
@@ -155,7 +153,7 @@ def _forget_cut_line(path: Path) -> None:
         write_text_atomic(path, text[: text.rfind("\n") + 1])
 
 
-def _spawn(task: "_Task", prefix: str, listen: Callable[[int, int], None]) -> None:
+def _spawn(task: "_Task", prefix: str, listen: Callable[[], None]) -> None:
     """Starts the processes, and waits until all have ended well."""
     folder, path = Path(task.folder), Path(task.path)
     package = str(Path(soaprl.__file__).resolve().parent.parent)
@@ -182,7 +180,7 @@ def _spawn(task: "_Task", prefix: str, listen: Callable[[int, int], None]) -> No
         while any(process.poll() is None for process in running):
             if any(process.poll() not in (None, 0) for process in running):
                 break
-            listen(_num_lines(path), task.count * task.repeats)
+            listen()
             time.sleep(_POLL_S)
         failed = [rank for rank, process in enumerate(running) if process.poll() not in (None, 0)]
     if failed:
@@ -199,8 +197,6 @@ class _Task:
 
     folder: str
     path: str
-    count: int
-    repeats: int
     ranks: int
 
 
@@ -215,25 +211,19 @@ def _main(task: _Task, rank: int) -> None:
     timeout = timedelta(seconds=job.timeout_s)
     address = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=task.ranks, timeout=timeout)
-    # One list for all: others may still be reading when the first writes on.
-    done = [{(run.strategy, run.repeat) for run in read_runs(path)}]
-    dist.broadcast_object_list(done, src=0)
-    strategies = TypeAdapter(list[Strategy]).validate_json((folder / _STRATEGIES).read_bytes())
     groups, model, fingerprint = Groups(timeout_s=job.timeout_s), make_model(job), graph_fingerprint(graph)
-    programs: dict[int, Program] = {}
-    for repeat in range(task.repeats):
-        for number in range(task.count):
-            if (number, repeat) in done[0]:
-                continue
-            if number not in programs:
-                programs[number] = compile_program(
-                    graph, strategies[number], num_ranks=job.num_ranks, fingerprint=fingerprint
-                )
-            measured = _least_stolen(job, model, graph, programs[number], groups)
-            if rank == 0:
-                line = json.dumps({"strategy": number, "repeat": repeat, **asdict(measured)})
-                with path.open("a", encoding="utf-8") as stream:
-                    stream.write(f"{line}\n")
+    programs: dict[str, Program] = {}
+    for strategy, repeat in _MISSING.validate_json((folder / _MISSING_FILE).read_bytes()):
+        name = strategy.fingerprint
+        if name not in programs:
+            programs[name] = compile_program(
+                graph, strategy, num_ranks=job.num_ranks, fingerprint=fingerprint
+            )
+        measured = _least_stolen(job, model, graph, programs[name], groups)
+        if rank == 0:
+            line = json.dumps({"strategy": name, "repeat": repeat, **asdict(measured)})
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(f"{line}\n")
     dist.barrier()
 
 
