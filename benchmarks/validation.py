@@ -40,6 +40,8 @@ HERE = Path(__file__).parent
 NUM_RANKS = 2
 FACTORIES = {"convolutional": 16, "recurrent": 64, "transformer": 16, "dense": 128}
 MODELS = tuple(f"{HERE / 'validation_models.py'}:{name}:{batch}" for name, batch in FACTORIES.items())
+# What hosts may send at once is what their links carry in this time.
+BURST_S = 0.32e-3
 PREFIX = f"ip netns exec {name_of(0).removesuffix('0')}{{rank}}"
 
 
@@ -111,8 +113,9 @@ def machines(megabits: float | None) -> Iterator[None]:
     if megabits is None:
         yield
         return
-    # Of single messages, which links are measured with, most would be within a larger burst.
-    with hosts(NUM_RANKS, megabits, burst="8kb"):
+    # Of single messages, which links are measured with, most would be within a larger burst; where timers are
+    # late, links with a smaller one carry less than they should.
+    with hosts(NUM_RANKS, megabits, burst=f"{round(BURST_S * megabits * 125)}kb"):
         yield
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from soaprl.atomic import write_bytes_atomic, write_text_atomic
+from soaprl.atomic import make_folder, write_bytes_atomic, write_text_atomic
 from soaprl.errors import PolicyError
 from soaprl_agents.feature_widths import FEATURE_VERSION, FEATURE_WIDTHS
 from soaprl_agents.network import NetworkConfig, PolicyNetwork
@@ -72,6 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, card: str | None = Non
         "sha256": hashlib.sha256(weights).hexdigest(),
         "training": dict(checkpoint.training),
     }
+    make_folder(folder)
     write_bytes_atomic(folder / WEIGHTS, weights)
     write_text_atomic(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")
     if card is not None:

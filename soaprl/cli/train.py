@@ -19,6 +19,15 @@ def train(
             "--recipe", help="A recipe that comes with soaprl, or a YAML file. Default: generalist."
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="DIR",
+            help="A policy that learns further: a checkpoint's folder, or generalist, the one that comes with"
+            " soaprl. Default: one that has learned nothing.",
+        ),
+    ] = None,
     timesteps: Annotated[
         int | None,
         typer.Option(
@@ -44,18 +53,22 @@ def train(
 ) -> None:
     """Train a policy by a recipe: lessons of a teacher, imitation, reinforcement learning.
 
-    It can be ended at any time; the same command, or --resume, goes on.
+    It can be ended at any time; the same command, or --resume, goes on. With --policy a trained policy learns
+    further, by a recipe with problems of your own, say.
     """
+    from soaprl_agents.checkpoints import DEFAULT, shipped_checkpoint
     from soaprl_agents.training.recipe import Recipe, load_recipe
     from soaprl_agents.training.run import open_training
     from soaprl_agents.training.run import train as run_training
 
     from soaprl.errors import PolicyError
 
-    if resume is not None and (recipe or out or timesteps is not None):
+    if resume is not None and (recipe or policy or out or timesteps is not None):
         raise PolicyError(
-            f"--resume goes on as {resume} was begun: leave --recipe, --out and --timesteps out."
+            f"--resume goes on as {resume} was begun: leave --recipe, --policy, --out and --timesteps out."
         )
+    if policy is not None and str(policy) == DEFAULT and not policy.is_dir():
+        policy = shipped_checkpoint()
     wanted: Recipe | None = None
     if resume is None:
         wanted = load_recipe(recipe or DEFAULT_RECIPE)
@@ -70,7 +83,9 @@ def train(
                 bars[what] = display.add_task(what, total=1.0, status="")
             display.update(bars[what], completed=done, status=status)  # type: ignore[arg-type]
 
-        training = open_training(folder, wanted, listen, workers=workers or os.cpu_count() or 1)
+        training = open_training(
+            folder, wanted, listen, policy=policy, workers=workers or os.cpu_count() or 1
+        )
         try:
             run_training(training)
         except KeyboardInterrupt:

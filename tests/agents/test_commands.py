@@ -54,8 +54,16 @@ def test_a_policy_is_trained_gone_on_with_evaluated_and_compared(
     ("words", "message"),
     [
         (["train", "--recipe", "generalists"], "Did you mean 'generalist'"),
-        (["train", "--resume", "nowhere", "--out", "x"], "leave --recipe, --out and --timesteps out"),
+        (
+            ["train", "--resume", "nowhere", "--out", "x"],
+            "leave --recipe, --policy, --out and --timesteps out",
+        ),
         (["train", "--resume", "nowhere"], "expected a training to resume"),
+        (["train", "--policy", "nowhere"], "Name the folder of a trained policy"),
+        (
+            ["train", "--recipe", "tiny", "--policy", "generalist", "--out", "x"],
+            "Give the recipe the network",
+        ),
         (["evaluate", "--policy", "nowhere"], "Name the folder of a trained policy"),
         (["evaluate", "--methods", "mcmcc"], "Did you mean 'mcmc'"),
         (["evaluate", "--workers", "0"], "'--workers'"),

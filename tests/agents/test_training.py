@@ -4,18 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from soaprl_agents.checkpoints import feature_config, load_checkpoint
+from soaprl_agents.checkpoints import Checkpoint, feature_config, load_checkpoint, save_checkpoint
 from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.training.folder import keep_beginning
 from soaprl_agents.training.imitation import draw_rows, row_losses, targets
 from soaprl_agents.training.judging import examination, judge
 from soaprl_agents.training.learner import new_learner, seeded
 from soaprl_agents.training.lessons import load_lessons
-from soaprl_agents.training.recipe import Recipe, load_recipe, parse_recipe, recipe_names
-from soaprl_agents.training.run import Training, keep_recipe, planned, train
+from soaprl_agents.training.recipe import NetworkSection, Recipe, load_recipe, parse_recipe, recipe_names
+from soaprl_agents.training.run import Training, planned, train
 from soaprl_envs.problems import FixedProblems
 
 from soaprl.errors import PolicyError, UnknownNameError
-from tests.agents.networks import larger_problem, small_problem
+from tests.agents.networks import decided_network, larger_problem, small_problem
 
 RECIPE = """
 name: toy
@@ -29,12 +30,19 @@ ppo: {timesteps: 150, problems: 1, samples: 2, only: []}
 """
 
 
-def training(folder: Path, recipe: Recipe | None = None, *, said: list[str] | None = None) -> Training:
+def training(
+    folder: Path,
+    recipe: Recipe | None = None,
+    *,
+    policy: Path | None = None,
+    said: list[str] | None = None,
+) -> Training:
     if recipe is None and not (folder / "recipe.json").is_file():
         recipe = parse_recipe(RECIPE, "here")
-    kept = keep_recipe(folder, recipe)
+    begun = keep_beginning(folder, recipe, policy)
     return Training(
-        recipe=kept,
+        recipe=begun.recipe,
+        begun_with=begun.policy,
         folder=folder,
         problems=FixedProblems([larger_problem(), small_problem()]),
         validation=FixedProblems([small_problem(), larger_problem()]),
@@ -205,11 +213,52 @@ def test_trainings_with_other_seeds_validate_on_the_same_problems(tmp_path: Path
 
 def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE, "here")
-    assert keep_recipe(tmp_path, recipe) == keep_recipe(tmp_path, None) == recipe
+    assert keep_beginning(tmp_path, recipe) == keep_beginning(tmp_path, None) == (recipe, None)
     with pytest.raises(PolicyError, match="Name another folder"):
-        keep_recipe(tmp_path, recipe.model_copy(update={"seed": 5}))
+        keep_beginning(tmp_path, recipe.model_copy(update={"seed": 5}))
     with pytest.raises(PolicyError, match="expected a training to resume"):
-        keep_recipe(tmp_path / "empty", None)
+        keep_beginning(tmp_path / "empty", None)
+
+
+def test_a_policy_learns_further_and_nothing_worse_is_kept(tmp_path: Path) -> None:
+    first = train(training(tmp_path / "first", parse_recipe(KEEPING, "here")))
+    # One step, so long that what it leads to is worse.
+    one = KEEPING.replace("  - {problems: 1, validation: 1, steps: 60}\n", "").replace(
+        "steps: 150", "steps: 1"
+    )
+    recipe = parse_recipe(one.replace("rate: 0.03", "rate: 300.0"), "here").model_copy(update={"seed": 7})
+    further = train(training(tmp_path / "further", recipe, policy=first))
+    assert equal(weights_of(further), weights_of(first))
+    again = train(training(tmp_path / "further"))
+    found = load_checkpoint(again)
+    assert found.training["begun_with"]["recipe"]["seed"] == 0
+    assert "step 0 of round 1" in found.training["stage"]
+    assert not equal(weights_of(train(training(tmp_path / "anew", recipe))), weights_of(first))
+
+
+def test_a_folder_keeps_the_policy_that_it_began_with(tmp_path: Path) -> None:
+    recipe = parse_recipe(KEEPING, "here").model_copy(
+        update={"network": NetworkSection(hidden=16, rounds=2, device_rounds=1)}
+    )
+    for seed, name in enumerate(("one", "other")):
+        save_checkpoint(tmp_path / name, Checkpoint(network=decided_network(seed), name=name))
+    begun = keep_beginning(tmp_path / "own", recipe, tmp_path / "one")
+    kept = keep_beginning(tmp_path / "own", None)
+    assert begun.policy is not None
+    assert kept.policy is not None
+    assert kept.policy.name == "one"
+    assert equal(kept.policy.network.state_dict(), begun.policy.network.state_dict())
+    assert keep_beginning(tmp_path / "own", recipe, tmp_path / "one").recipe == recipe
+    with pytest.raises(PolicyError, match="expected the policy that the training here began with"):
+        keep_beginning(tmp_path / "own", recipe, tmp_path / "other")
+    keep_beginning(tmp_path / "untrained", recipe)
+    with pytest.raises(PolicyError, match="expected the policy that the training here began with"):
+        keep_beginning(tmp_path / "untrained", recipe, tmp_path / "one")
+    with pytest.raises(PolicyError, match="hidden 64, found 16; rounds 3, found 2; device_rounds 2, found 1"):
+        keep_beginning(
+            tmp_path / "wide", recipe.model_copy(update={"network": NetworkSection()}), tmp_path / "one"
+        )
+    assert not (tmp_path / "wide").exists()
 
 
 @pytest.mark.parametrize("name", recipe_names())

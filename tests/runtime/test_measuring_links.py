@@ -181,8 +181,8 @@ def lose(rank: int) -> None:
     everyone: list[float] = [-1.0, -1.0]
     torch.distributed.all_gather_object(everyone, lost)
     assert everyone == [lost, lost]
-    # Bytes of 30 ms: were all of 20 ms lost to the first piece of them, it were 3e-7.
-    assert 0 <= lost <= 3e-7
+    # Both ways at once, no more than all the time is lost.
+    assert 0 <= lost <= 0.5e-9
 
 
 @pytest.mark.dist

@@ -3,6 +3,7 @@
 A folder holds all of it:
 
     recipe.json         the recipe; a folder goes on with the recipe that it began with
+    begun-with/         the policy whose weights it began with, if it was given one
     lessons/R-NNN.npz   rows of problem NNN of round R
     R/learner.pt        the state of imitation in round R, the best weights so far among it
     ppo/                the state of reinforcement learning
@@ -15,10 +16,11 @@ and loses at most the problem being taught, or the steps since the last save.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from soaprl_agents.checkpoints import Checkpoint, feature_config, save_checkpoin
 from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.training.collect import Lesson, collect_all
 from soaprl_agents.training.curves import Curves
+from soaprl_agents.training.folder import keep_beginning
 from soaprl_agents.training.imitation import draw_rows, row_losses
 from soaprl_agents.training.judging import Examination, examination, judge
 from soaprl_agents.training.learner import Learner, new_learner, seeded
@@ -35,7 +38,7 @@ from soaprl_envs.pool import ArenaPool
 from soaprl_envs.problems import FixedProblems, ProblemGenerator, load_suite
 from soaprl_envs.spaces import limits_for
 
-from soaprl.atomic import make_folder, write_text_atomic
+from soaprl.atomic import make_folder
 from soaprl.errors import PolicyError
 from soaprl.simulator.problem import Problem
 
@@ -61,6 +64,7 @@ class Training:
         validation: What is looked at.
         say: Told about progress.
         workers: Processes that teach.
+        begun_with: The policy that learns further; None: one that has learned nothing.
     """
 
     recipe: Recipe
@@ -69,64 +73,39 @@ class Training:
     validation: ProblemGenerator
     say: Say
     workers: int = 1
+    begun_with: Checkpoint | None = None
 
 
-def open_training(folder: Path, recipe: Recipe | None, say: Say, *, workers: int = 1) -> Training:
-    """The training in `folder`, begun with `recipe` or gone on with the recipe that is there.
+def open_training(
+    folder: Path, recipe: Recipe | None, say: Say, *, policy: Path | None = None, workers: int = 1
+) -> Training:
+    """The training in `folder`, begun with `recipe` and `policy` or gone on with as it was begun.
 
     Raises:
-        PolicyError: See `keep_recipe`.
+        PolicyError: See `keep_beginning`.
         SoaprlError: There is no such suite.
     """
-    kept = keep_recipe(folder, recipe)
-    suites = load_suite(kept.suite), load_suite(kept.validation)
+    begun = keep_beginning(folder, recipe, policy)
+    suites = load_suite(begun.recipe.suite), load_suite(begun.recipe.validation)
     return Training(
-        recipe=kept,
+        recipe=begun.recipe,
         folder=folder,
         problems=suites[0].problems,
         validation=suites[1].problems,
         say=say,
         workers=workers,
+        begun_with=begun.policy,
     )
-
-
-def keep_recipe(folder: Path, recipe: Recipe | None) -> Recipe:
-    """The recipe of the training in `folder`, which `recipe` begins if there is none.
-
-    Raises:
-        PolicyError: `folder` has been begun with another recipe, or has none and none is given.
-        OutputError: The folder cannot be written.
-    """
-    path = folder / "recipe.json"
-    if not path.is_file():
-        if recipe is None:
-            raise PolicyError(
-                f"{folder}: expected a training to resume, found no {path.name}. Name its folder."
-            )
-        make_folder(folder)
-        write_text_atomic(path, recipe.model_dump_json(indent=2) + "\n")
-        return recipe
-    try:
-        found = Recipe.model_validate_json(path.read_text())
-    except ValueError as error:
-        raise PolicyError(f"{path}: damaged recipe: {error}. Begin in another folder.") from error
-    if recipe is not None and recipe != found:
-        raise PolicyError(
-            f"{folder}: expected the recipe {found.name!r} that the training here began with, found another."
-            " Name another folder with --out, or leave the recipe out and --resume."
-        )
-    return found
 
 
 def imitate(training: Training) -> PolicyNetwork:
     """All rounds of lessons and imitation; the network that comes of them."""
     recipe = training.recipe
-    with seeded(recipe.seed):
-        network = PolicyNetwork(feature_config(**recipe.network.model_dump()))
+    taught = None if training.begun_with is None else training.begun_with.network
+    network = _untrained(recipe) if taught is None else deepcopy(taught)
     known: list[Lessons] = []
     looked_at: list[Lessons] = []
     examinations: list[Examination] = []
-    taught: PolicyNetwork | None = None
     with Curves(training.folder / "curves") as curves:
         for number, section in enumerate(recipe.rounds):
             found = list(_collected(training, number, section, taught))
@@ -148,6 +127,11 @@ def imitate(training: Training) -> PolicyNetwork:
             taught = network = learner.kept
             _save(training, network, _stage(learner, number))
     return network
+
+
+def _untrained(recipe: Recipe) -> PolicyNetwork:
+    with seeded(recipe.seed):
+        return PolicyNetwork(feature_config(**recipe.network.model_dump()))
 
 
 def _collected(
@@ -209,7 +193,10 @@ def _learn(
     section = training.recipe.rounds[number]
     make_folder(folder)
     learner.restore(folder)
+    has_learned = number > 0 or training.begun_with is not None
     offset = sum(section.steps for section in training.recipe.rounds[:number])
+    if learner.step == 0 and has_learned:
+        _judge(learner, section, examinations, curves, offset)
     while learner.step < learner.num_steps:
         rng = np.random.default_rng((training.recipe.seed, 2, number, learner.step))
         rows = draw_rows(known, rng, num_problems=settings.problems, rows_each=settings.rows)
@@ -255,7 +242,10 @@ def _stage(learner: Learner, number: int) -> str:
 
 
 def _save(training: Training, network: PolicyNetwork, stage: str) -> None:
-    trained = {"recipe": training.recipe.model_dump(mode="json"), "stage": stage}
+    trained: dict[str, Any] = {"recipe": training.recipe.model_dump(mode="json"), "stage": stage}
+    if training.begun_with is not None:
+        before = training.begun_with
+        trained["begun_with"] = {"name": before.name, **before.training}
     save_checkpoint(training.folder, Checkpoint(network=network, name=training.recipe.name, training=trained))
 
 

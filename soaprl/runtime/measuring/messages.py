@@ -130,7 +130,9 @@ def carry_s_per_byte(
     """Seconds that a rank of the pair computes less for each byte that goes out or comes in meanwhile.
 
     Both ranks compute, first alone and then beside messages both ways that would take longer. How many bytes
-    have travelled is told by how long the others take afterwards. Means of both ranks; not below 0.
+    have travelled is told by how long the others take afterwards. Means of both ranks; not below 0, and no
+    more than all the time that bytes take which travel both ways: where messages hardly move while both
+    compute, few bytes are blamed for all that is lost.
 
     Args:
         rank: This rank, one of the pair.
@@ -172,7 +174,7 @@ def carry_s_per_byte(
     other = torch.zeros_like(own)
     peer = _peer(rank, pair)
     complete([("receive", other, peer), ("send", own, peer)])
-    return max(0.0, float((own + other).item()) / 2)
+    return min(max(0.0, float((own + other).item()) / 2), s_per_byte / 2)
 
 
 def _bytes(size: int, device: torch.device) -> Tensor:
