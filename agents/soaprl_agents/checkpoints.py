@@ -126,8 +126,10 @@ DEFAULT = "generalist"
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
+    # Outside of the try: errors of this program are values' errors, too.
+    content = _bytes(path)
     try:
-        config = json.loads(_bytes(path))
+        config = json.loads(content)
     except ValueError as error:
         raise PolicyError(f"{path}: expected JSON: {error}. Fetch the checkpoint again.") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

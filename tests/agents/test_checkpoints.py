@@ -98,7 +98,7 @@ def test_features_of_another_width_are_an_error(folder: Path) -> None:
 
 
 def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="expected a checkpoint"):
+    with pytest.raises(PolicyError, match=r"nowhere/config\.json: expected a checkpoint: [^:]*$"):
         load_checkpoint(tmp_path / "nowhere")
 
 
