@@ -34,13 +34,14 @@ from pathlib import Path
 
 from hosts import PORT, address_of, hosts, name_of
 
+from soaprl.atomic import write_text_atomic
 from soaprl.cluster.files import load_cluster, save_cluster
 
 HERE = Path(__file__).parent
 NUM_RANKS = 2
 FACTORIES = {"convolutional": 16, "recurrent": 64, "transformer": 16, "dense": 128}
 MODELS = tuple(f"{HERE / 'validation_models.py'}:{name}:{batch}" for name, batch in FACTORIES.items())
-# What hosts may send at once is what their links carry in this time.
+# What hosts may send at once is what their links carry in this time, 8 KB at least.
 BURST_S = 0.32e-3
 PREFIX = f"ip netns exec {name_of(0).removesuffix('0')}{{rank}}"
 
@@ -115,8 +116,18 @@ def machines(megabits: float | None) -> Iterator[None]:
         return
     # Of single messages, which links are measured with, most would be within a larger burst; where timers are
     # late, links with a smaller one carry less than they should.
-    with hosts(NUM_RANKS, megabits, burst=f"{round(BURST_S * megabits * 125)}kb"):
+    with hosts(NUM_RANKS, megabits, burst=f"{max(8, round(BURST_S * megabits * 125))}kb"):
         yield
+
+
+def keep_options(out: Path, arguments: argparse.Namespace) -> None:
+    """Writes down what decides the passes; a folder that was begun otherwise ends the benchmark."""
+    path, unlike = out / "options.json", {"repeats", "out"}
+    text = json.dumps({key: str(value) for key, value in vars(arguments).items() if key not in unlike})
+    begun = path.exists() or (out / "validation").exists()
+    if begun and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        raise SystemExit(f"{out} was begun with other options than {text}: name another folder with --out")
+    write_text_atomic(path, text)
 
 
 def passes_done(path: Path, models: Sequence[str]) -> int:
@@ -163,8 +174,11 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run whose profile counts")
     parser.add_argument("--out", type=Path, default=Path("out/validation"))
     arguments = parser.parse_args()
+    if arguments.calibrate == 0 and arguments.after is None:
+        parser.error("--calibrate 0 takes the calibration of another run: name it with --after")
     out, repeats = arguments.out, arguments.repeats
     out.mkdir(parents=True, exist_ok=True)
+    keep_options(out, arguments)
     links, profile = out / "links.yaml", (arguments.after or out) / "profile.db"
     models = [model for model in MODELS if model.split(":")[-2] in arguments.models.split(",")]
     done = passes_done(out / "validation" / "validation.json", models)

@@ -3,7 +3,8 @@
     python benchmarks/validation_tables.py "Links of the machine itself=out/validation" "1 Gbit/s=out/1000"
 
 Each argument is a heading and the folder of a run. The text above the line `MARK` is written by hand, and
-stays; so do the tables under other headings. The plot of a run that comes first in the file goes beside it.
+stays; so do the tables under other headings, until they are taken out by hand. The plot of a run that comes
+first in the file goes beside it.
 """
 
 import json
@@ -65,6 +66,8 @@ def tables(heading: str, text: str) -> str:
 
 def known(text: str) -> dict[str, tuple[str, str]]:
     """For each heading of `text`, what is below the mark: the row of the summary, and the tables."""
+    if not text.strip():
+        return {}
     overview, *parts = text.split("\n## ")[1:]
     rows = {line[2:].partition(" | ")[0]: line for line in overview.splitlines() if line.startswith("| ")}
     headings = [part.partition("\n")[0] for part in parts]

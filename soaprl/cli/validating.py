@@ -184,9 +184,10 @@ def _measured(prepared: Prepared, chosen: Sequence[Chosen], plan: Plan) -> list[
 
     graph = prepared.problem.graph
     job = _job(prepared, plan, chosen[0].strategy)
-    # Runs of other models, batches or steps, or written down otherwise, must not be taken for these; those of
-    # other strategies are told apart in the file.
-    content = repr((_FORMAT, graph_fingerprint(graph), replace(job, strategy=Strategy(())))).encode()
+    # Runs of other models, batches or steps, over other links, or written down otherwise, must not be taken
+    # for these; those of other strategies are told apart in the file.
+    made_by = (_FORMAT, graph_fingerprint(graph), replace(job, strategy=Strategy(())), plan.prefix)
+    content = repr(made_by).encode()
     name = f"{_file_name(graph.name)}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     with _shown(graph.name) as listen:
         runs = run_strategies(

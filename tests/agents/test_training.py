@@ -251,6 +251,10 @@ def test_a_folder_keeps_the_policy_that_it_began_with(tmp_path: Path) -> None:
     assert keep_beginning(tmp_path / "own", recipe, tmp_path / "one").recipe == recipe
     with pytest.raises(PolicyError, match="expected the policy that the training here began with"):
         keep_beginning(tmp_path / "own", recipe, tmp_path / "other")
+    # What was begun with a policy and killed before there was a recipe.
+    (tmp_path / "own" / "recipe.json").rename(tmp_path / "recipe.json")
+    assert keep_beginning(tmp_path / "own", recipe).policy is None
+    assert keep_beginning(tmp_path / "own", None).policy is None
     keep_beginning(tmp_path / "untrained", recipe)
     with pytest.raises(PolicyError, match="expected the policy that the training here began with"):
         keep_beginning(tmp_path / "untrained", recipe, tmp_path / "one")
@@ -259,6 +263,27 @@ def test_a_folder_keeps_the_policy_that_it_began_with(tmp_path: Path) -> None:
             tmp_path / "wide", recipe.model_copy(update={"network": NetworkSection()}), tmp_path / "one"
         )
     assert not (tmp_path / "wide").exists()
+
+
+def test_a_policy_that_a_training_began_with_and_that_is_gone_or_changed_is_an_error(tmp_path: Path) -> None:
+    recipe = parse_recipe(KEEPING, "here").model_copy(
+        update={"network": NetworkSection(hidden=16, rounds=2, device_rounds=1)}
+    )
+    one, other = (
+        Checkpoint(network=decided_network(seed), name=name) for seed, name in enumerate(("one", "other"))
+    )
+    save_checkpoint(tmp_path / "one", one)
+    own = tmp_path / "own"
+    keep_beginning(own, recipe, tmp_path / "one")
+    save_checkpoint(own / "begun-with", other)
+    with pytest.raises(PolicyError, match="began with, found another"):
+        keep_beginning(own, None)
+    (own / "begun-with" / "model.safetensors").unlink()
+    with pytest.raises(PolicyError, match="Put it back, or begin in another folder"):
+        keep_beginning(own, recipe, tmp_path / "one")
+    (own / "recipe.json").write_text('{"name": 5}')
+    with pytest.raises(PolicyError, match=r"damaged recipe: .*name.* Begin in another folder"):
+        keep_beginning(own, None)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -10,7 +10,7 @@ from soaprl.cluster.devices import device_type
 from soaprl.cluster.files import load_cluster, save_cluster
 from soaprl.cost.profiled.links import PairLink, measured_cluster, predicted_all_reduces
 from soaprl.runtime.measuring.links import SIZES, fit_line, fit_link, measure_links, steady_line
-from soaprl.runtime.measuring.messages import carry_s_per_byte, one_way_of
+from soaprl.runtime.measuring.messages import carry_s_per_byte, one_way_of, possible_loss, travelled_bytes
 from tests.runtime.processes import run_processes
 
 CPU = device_type("cpu")
@@ -181,8 +181,18 @@ def lose(rank: int) -> None:
     everyone: list[float] = [-1.0, -1.0]
     torch.distributed.all_gather_object(everyone, lost)
     assert everyone == [lost, lost]
-    # Both ways at once, no more than all the time is lost.
     assert 0 <= lost <= 0.5e-9
+
+
+def test_what_has_travelled_is_told_by_what_is_left_and_is_one_message_at_least() -> None:
+    assert travelled_bytes(0.25, 1e-6, size=100_000, count=5) == pytest.approx(2 * 250_000)
+    assert travelled_bytes(9.0, 1e-6, size=100_000, count=5) == 2 * 100_000
+
+
+def test_no_more_than_all_of_the_time_is_lost_to_bytes() -> None:
+    assert possible_loss(75e-9, 8e-9) == 4e-9
+    assert possible_loss(1e-9, 8e-9) == 1e-9
+    assert possible_loss(-1e-9, 8e-9) == 0.0
 
 
 @pytest.mark.dist

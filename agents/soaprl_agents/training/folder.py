@@ -5,13 +5,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
 from soaprl_agents.checkpoints import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from soaprl_agents.training.recipe import Recipe
 
 from soaprl.atomic import make_folder, write_text_atomic
 from soaprl.errors import PolicyError
+from soaprl.strategy.files import describe_validation_error
 
-_RECIPE, _BEGUN_WITH = "recipe.json", "begun-with"
+_RECIPE, _BEGUN_WITH, _DIGEST = "recipe.json", "begun-with", "begun-with.sha256"
+_OTHERWISE = "Put it back, or begin in another folder."
 
 
 class Begun(NamedTuple):
@@ -47,13 +50,13 @@ def keep_beginning(folder: Path, recipe: Recipe | None, policy: Path | None = No
             f"{folder}: expected the recipe {found.name!r} that the training here began with, found another."
             " Name another folder with --out, or leave the recipe out and --resume."
         )
-    own = folder / _BEGUN_WITH
-    if policy is not None and (not own.is_dir() or _digest(own) != _digest(policy)):
+    begun_with = _kept_policy(folder)
+    if policy is not None and (begun_with is None or _digest(policy) != begun_with.training["sha256"]):
         raise PolicyError(
             f"{folder}: expected the policy that the training here began with, found {policy}."
             " Name another folder with --out, or leave the policy out and --resume."
         )
-    return Begun(found, _identified(own) if own.is_dir() else None)
+    return Begun(found, begun_with)
 
 
 def _begin(folder: Path, recipe: Recipe | None, policy: Path | None) -> Begun:
@@ -64,10 +67,31 @@ def _begin(folder: Path, recipe: Recipe | None, policy: Path | None) -> Begun:
     if begun_with is not None:
         _check_shape(begun_with, recipe, policy)
     make_folder(folder)
-    if begun_with is not None:
+    if begun_with is None:
+        (folder / _DIGEST).unlink(missing_ok=True)
+    else:
         save_checkpoint(folder / _BEGUN_WITH, begun_with)
+        write_text_atomic(folder / _DIGEST, f"{begun_with.training['sha256']}\n")
     write_text_atomic(folder / _RECIPE, recipe.model_dump_json(indent=2) + "\n")
     return Begun(recipe, begun_with)
+
+
+def _kept_policy(folder: Path) -> Checkpoint | None:
+    """What the training in `folder` began with; None: untrained weights."""
+    if not (folder / _DIGEST).is_file():
+        return None
+    own = folder / _BEGUN_WITH
+    try:
+        found = _identified(own)
+    except PolicyError as error:
+        raise PolicyError(
+            f"{own}: expected the policy that the training began with: {error} {_OTHERWISE}"
+        ) from error
+    if found.training["sha256"] != (folder / _DIGEST).read_text(encoding="utf-8").strip():
+        raise PolicyError(
+            f"{own}: expected the policy that the training began with, found another. {_OTHERWISE}"
+        )
+    return found
 
 
 def _check_shape(checkpoint: Checkpoint, recipe: Recipe, policy: Path | None) -> None:
@@ -86,9 +110,12 @@ def _check_shape(checkpoint: Checkpoint, recipe: Recipe, policy: Path | None) ->
 
 def _read_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.model_validate_json(path.read_text())
-    except ValueError as error:
-        raise PolicyError(f"{path}: damaged recipe: {error}. Begin in another folder.") from error
+        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        problem = describe_validation_error(error)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise PolicyError(f"{path}: damaged recipe: {problem}. Begin in another folder.")
 
 
 def _identified(folder: Path) -> Checkpoint:

@@ -3,7 +3,7 @@
 A folder holds all of it:
 
     recipe.json         the recipe; a folder goes on with the recipe that it began with
-    begun-with/         the policy whose weights it began with, if it was given one
+    begun-with/         the policy whose weights it began with, if it was given one; begun-with.sha256
     lessons/R-NNN.npz   rows of problem NNN of round R
     R/learner.pt        the state of imitation in round R, the best weights so far among it
     ppo/                the state of reinforcement learning
@@ -193,9 +193,9 @@ def _learn(
     section = training.recipe.rounds[number]
     make_folder(folder)
     learner.restore(folder)
-    has_learned = number > 0 or training.begun_with is not None
+    begins_trained = number > 0 or training.begun_with is not None
     offset = sum(section.steps for section in training.recipe.rounds[:number])
-    if learner.step == 0 and has_learned:
+    if learner.step == 0 and begins_trained and section.keep == "best":
         _judge(learner, section, examinations, curves, offset)
     while learner.step < learner.num_steps:
         rng = np.random.default_rng((training.recipe.seed, 2, number, learner.step))

@@ -130,9 +130,8 @@ def carry_s_per_byte(
     """Seconds that a rank of the pair computes less for each byte that goes out or comes in meanwhile.
 
     Both ranks compute, first alone and then beside messages both ways that would take longer. How many bytes
-    have travelled is told by how long the others take afterwards. Means of both ranks; not below 0, and no
-    more than all the time that bytes take which travel both ways: where messages hardly move while both
-    compute, few bytes are blamed for all that is lost.
+    have travelled is told by how long the others take afterwards. Means of both ranks, as far as they are
+    possible: where messages hardly move while both compute, few bytes are blamed for all that is lost.
 
     Args:
         rank: This rank, one of the pair.
@@ -164,17 +163,29 @@ def carry_s_per_byte(
         beside, start_s = computed_per_s(), time.perf_counter()
         for work in works:
             work.wait()
-        left = min((time.perf_counter() - start_s) / s_per_byte / (size * count), 1.0)
-        # At least one piece: a link so slow that none has come loses what it loses to that one.
-        moved = 2 * max((1 - left) * size * count, size)
-        return (1 - beside / alone) * for_s / moved
+        left_s, lost_s = time.perf_counter() - start_s, (1 - beside / alone) * for_s
+        return lost_s / travelled_bytes(left_s, s_per_byte, size=size, count=count)
 
     computed_per_s()
     own = torch.tensor([median(trial() for _ in range(trials))], dtype=torch.float64)
     other = torch.zeros_like(own)
     peer = _peer(rank, pair)
     complete([("receive", other, peer), ("send", own, peer)])
-    return min(max(0.0, float((own + other).item()) / 2), s_per_byte / 2)
+    return possible_loss(float((own + other).item()) / 2, s_per_byte)
+
+
+def travelled_bytes(left_s: float, s_per_byte: float, *, size: int, count: int) -> float:
+    """How many bytes of `count` messages each way have travelled if the others take `left_s`.
+
+    At least one message: a link so slow that none has come loses what it loses to that one.
+    """
+    left = min(left_s / s_per_byte / (size * count), 1.0)
+    return 2 * max((1 - left) * size * count, size)
+
+
+def possible_loss(measured_s_per_byte: float, s_per_byte: float) -> float:
+    """What was measured, not below 0 and no more than all the time that bytes take which travel both ways."""
+    return min(max(0.0, measured_s_per_byte), s_per_byte / 2)
 
 
 def _bytes(size: int, device: torch.device) -> Tensor:

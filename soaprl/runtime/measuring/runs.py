@@ -139,7 +139,9 @@ def run_strategies(
             task = _Task(folder=name, path=str(path.absolute()), ranks=job.num_ranks)
             _spawn(task, prefix, lambda: listen(_num_lines(path) - before, len(wanted)))
     listen(len(wanted), len(wanted))
-    return [run for run in read_runs(path) if run.strategy in named and run.repeat < repeats]
+    # Two commands at once may have made the same ones.
+    found = {(run.strategy, run.repeat): run for run in reversed(read_runs(path))}
+    return [found[one] for one in wanted]
 
 
 def _num_lines(path: Path) -> int:
