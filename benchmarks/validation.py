@@ -145,7 +145,7 @@ def compare(arguments: argparse.Namespace, models: Sequence[str], profile: Path,
     slow = {} if arguments.megabits is None else {"GLOO_SOCKET_IFNAME": "wire"}
     common = ["--cost", profile, "--repeats", repeats, "--steps", arguments.steps]
     common += [] if arguments.megabits is None else ["--prefix", PREFIX]
-    if after is not None and arguments.calibrate == 0:
+    if arguments.calibrate == 0:
         with_overheads(after / "calibrated.yaml", links, calibrated)
     else:
         words = ["validate", *models, "-c", links, *common, "--methods", "data-parallel,single-device"]
@@ -187,7 +187,7 @@ def main() -> None:
             measure_links(links, arguments.megabits)
         if arguments.after is not None:
             measure_tasks(profile, links, models, [1])
-        # The last pass writes the tables, and is gone through again: an option may be another one now.
+        # The last pass is always gone through: it writes the tables, of fewer repeats than there are, too.
         for number in range(min(done, repeats - 1) + 1, repeats + 1):
             if arguments.after is None:
                 last = number * arguments.rounds

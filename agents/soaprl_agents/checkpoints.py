@@ -98,6 +98,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(network=network.eval(), name=config["name"], training=config["training"])
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights in `folder`.
+
+    Raises:
+        PolicyError: There are none.
+    """
+    return hashlib.sha256(_bytes(folder / WEIGHTS)).hexdigest()
+
+
 def feature_config(**choices: Any) -> NetworkConfig:
     """A network's configuration for the features of this version; `choices` are its other fields."""
     fields_by_name: dict[str, Any] = {**FEATURE_WIDTHS, **choices}

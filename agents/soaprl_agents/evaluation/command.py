@@ -1,6 +1,5 @@
 """From the words of a command line to the plan of an evaluation."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from soaprl_envs.problems import NamedProblems, ProblemSpec, load_suite
 
 from soaprl.errors import PolicyError
 from soaprl.search.method import Method
-from soaprl_agents.checkpoints import WEIGHTS, load_checkpoint, shipped_checkpoint
+from soaprl_agents.checkpoints import load_checkpoint, shipped_checkpoint, weights_digest
 from soaprl_agents.evaluation.runs import Entry, EvaluationPlan, PolicyLabel
 from soaprl_agents.methods import learned_methods
 
@@ -74,7 +73,7 @@ def _known(folders: Sequence[Path]) -> list[_Known]:
     known = []
     for folder in folders:
         checkpoint = load_checkpoint(folder)
-        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:12]
+        digest = weights_digest(folder)[:12]
         if digest in found:
             raise PolicyError(
                 f"expected different policies, found the same weights in {found[digest]} and {folder}."

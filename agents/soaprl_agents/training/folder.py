@@ -1,12 +1,11 @@
 """What a training's folder holds from the first moment: its recipe, and the policy that it begins with."""
 
-import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from soaprl_agents.checkpoints import WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
+from soaprl_agents.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from soaprl_agents.training.recipe import Recipe
 
 from soaprl.atomic import make_folder, write_text_atomic
@@ -51,7 +50,7 @@ def keep_beginning(folder: Path, recipe: Recipe | None, policy: Path | None = No
             " Name another folder with --out, or leave the recipe out and --resume."
         )
     begun_with = _kept_policy(folder)
-    if policy is not None and (begun_with is None or _digest(policy) != begun_with.training["sha256"]):
+    if policy is not None and (begun_with is None or weights_digest(policy) != begun_with.training["sha256"]):
         raise PolicyError(
             f"{folder}: expected the policy that the training here began with, found {policy}."
             " Name another folder with --out, or leave the policy out and --resume."
@@ -121,13 +120,4 @@ def _read_recipe(path: Path) -> Recipe:
 def _identified(folder: Path) -> Checkpoint:
     """The checkpoint, with the SHA-256 of its weights among what is known of its training."""
     checkpoint = load_checkpoint(folder)
-    return replace(checkpoint, training={**checkpoint.training, "sha256": _digest(folder)})
-
-
-def _digest(folder: Path) -> str:
-    try:
-        return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    except OSError as error:
-        raise PolicyError(
-            f"{folder}: expected a checkpoint: {error.strerror}. Name the folder of a trained policy."
-        ) from error
+    return replace(checkpoint, training={**checkpoint.training, "sha256": weights_digest(folder)})
