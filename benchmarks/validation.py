@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hosts import PORT, address_of, hosts, name_of
+from hosts import MEGABIT_BYTES, PORT, address_of, hosts, name_of
 
 from soaprl.atomic import write_text_atomic
 from soaprl.cluster.files import load_cluster, save_cluster
@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 NUM_RANKS = 2
 FACTORIES = {"convolutional": 16, "recurrent": 64, "transformer": 16, "dense": 128}
 MODELS = tuple(f"{HERE / 'validation_models.py'}:{name}:{batch}" for name, batch in FACTORIES.items())
-# What hosts may send at once is what their links carry in this time, 8 KB at least.
-BURST_S = 0.32e-3
+# What hosts may send at once is what their links carry in this time, so many bytes at least.
+BURST_S, BURST_BYTES = 0.32e-3, 2**13
 PREFIX = f"ip netns exec {name_of(0).removesuffix('0')}{{rank}}"
 
 
@@ -116,7 +116,7 @@ def machines(megabits: float | None) -> Iterator[None]:
         return
     # Of single messages, which links are measured with, most would be within a larger burst; where timers are
     # late, links with a smaller one carry less than they should.
-    with hosts(NUM_RANKS, megabits, burst=f"{max(8, round(BURST_S * megabits * 125))}kb"):
+    with hosts(NUM_RANKS, megabits, max(BURST_BYTES, round(BURST_S * megabits * MEGABIT_BYTES))):
         yield
 
 
