@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from soaprl.report.comparison import COLUMNS, Outcome, comparison_rows
@@ -69,6 +69,20 @@ def progress_bar() -> Iterator[Progress]:
         disable=not console.is_terminal,
     ) as progress:
         yield progress
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, float, str], None]]:
+    """A listener to names, shares that are done, and more about them; it draws a bar for each name."""
+    with progress_bar() as display:
+        bars: dict[str, TaskID] = {}
+
+        def listen(what: str, done: float, status: str) -> None:
+            if what not in bars:
+                bars[what] = display.add_task(what, total=1.0, status="")
+            display.update(bars[what], completed=done, status=status)
+
+        yield listen
 
 
 @contextmanager

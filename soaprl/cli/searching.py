@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
-from rich.progress import TaskID
-
 from soaprl.atomic import check_writable
 from soaprl.cli.inputs import Prepared
-from soaprl.cli.output import progress_bar
+from soaprl.cli.output import progress_bars, waiting
 from soaprl.errors import SearchError, SimulationError
 from soaprl.report.comparison import Outcome
 from soaprl.report.units import format_bytes, format_seconds
@@ -54,9 +52,7 @@ def state_file(method: Method, out: Path | None, resumed: Path | None) -> Path |
 def ready_simulator(problem: Problem) -> Simulator:
     """A simulator of `problem` that is compiled, so that neither budgets nor search times contain that."""
     simulator = Simulator(problem)
-    with progress_bar() as display:
-        # A display without a total moves until the work is done.
-        display.add_task("preparing", total=None, status="compiling the simulator, once on a machine")
+    with waiting("preparing", "compiling the simulator, once on a machine"):
         simulator.evaluate(single_device(problem.graph, problem.cluster))
         if problem.graph.batch_size >= problem.cluster.num_devices:
             # What exchanges gradients is compiled when there are some.
@@ -143,15 +139,12 @@ def run_methods(problem: Problem, names: Sequence[str], budget: Budget, *, seed:
 @contextmanager
 def show_progress(budget: Budget) -> Iterator[Progress]:
     """A listener to searches that draws a bar for each method it hears of; a full bar is a spent budget."""
-    with progress_bar() as display:
-        bars: dict[str, TaskID] = {}
+    with progress_bars() as show:
 
         def listen(report: ProgressReport) -> None:
-            if report.method not in bars:
-                bars[report.method] = display.add_task(report.method, total=1.0, status="")
             best = format_seconds(report.best_time_s) if isfinite(report.best_time_s) else "nothing that fits"
             status = f"{report.stage}  {report.num_evaluations} evaluations, best {best}".strip()
-            display.update(bars[report.method], completed=_share(report, budget), status=status)
+            show(report.method, _share(report, budget), status)
 
         yield listen
 

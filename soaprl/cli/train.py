@@ -1,15 +1,13 @@
 """`soaprl train`: train a policy."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from soaprl.cli.arguments import Json
-from soaprl.cli.output import INTERRUPTED, print_json, progress_bar, say
+from soaprl.cli.output import INTERRUPTED, print_json, progress_bars, say
 
 DEFAULT_RECIPE = "generalist"
 
@@ -77,7 +75,7 @@ def train(
         if timesteps is not None:
             wanted = wanted.model_copy(update={"ppo": wanted.ppo.model_copy(update={"timesteps": timesteps})})
     folder = resume or out or Path("out") / (wanted.name if wanted else "")
-    with _shown() as listen:
+    with progress_bars() as listen:
         training = open_training(
             folder, wanted, listen, policy=policy, workers=workers or os.cpu_count() or 1
         )
@@ -89,17 +87,3 @@ def train(
     say(f"soaprl: wrote the policy to {folder}; use it with --method policy --policy {folder}")
     if as_json:
         print_json({"policy": str(folder), "recipe": training.recipe.model_dump(mode="json")})
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, float, str], None]]:
-    """A bar for each part of the training that is heard of."""
-    with progress_bar() as display:
-        bars: dict[str, int] = {}
-
-        def listen(what: str, done: float, status: str) -> None:
-            if what not in bars:
-                bars[what] = display.add_task(what, total=1.0, status="")
-            display.update(bars[what], completed=done, status=status)  # type: ignore[arg-type]
-
-        yield listen
