@@ -251,6 +251,9 @@ def _write_worst(
     from soaprl.cli.run_report import write_timelines
     from soaprl.runtime.launch import run_job
 
+    if plan.prefix and plan.num_worst:
+        say("soaprl: no timelines: they are recorded over this machine's own links, without --prefix.")
+        return
     order = sorted(range(len(points)), key=lambda number: -abs(points[number].error))
     for place, number in enumerate(order[: plan.num_worst], start=1):
         path = plan.folder / f"worst-{_file_name(points[number].model)}-{place}.json"

@@ -23,11 +23,18 @@ class Position:
         iteration: Which iteration, from 0.
         step: The number of the step in its program.
         waiting: Whether it waits for other ranks there.
+        between: Called whenever it comes to a step.
     """
 
     iteration: int = 0
     step: int = 0
     waiting: bool = False
+    between: Callable[[], None] = lambda: None
+
+    def come_to(self, step: int) -> None:
+        """The rank begins step number `step`."""
+        self.step = step
+        self.between()
 
 
 class TapeCall(NamedTuple):
@@ -83,7 +90,7 @@ class Tape:
             return
         slots, position = self._slots, self._position
         for step, calls, done in self._tasks:
-            position.step = step
+            position.come_to(step)
             for slot, call, freed in calls:
                 slots[slot] = call(slots)
                 for k in freed:
@@ -94,7 +101,7 @@ class Tape:
     def _compare(self, shapes: Mapping[int, Sequence[int]]) -> None:
         """The same, with a look at what each call gives."""
         for step, calls, done in self._tasks:
-            self._position.step = step
+            self._position.come_to(step)
             for slot, call, freed in calls:
                 found = self._slots[slot] = call(self._slots)
                 if slot in shapes:

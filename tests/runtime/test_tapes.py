@@ -160,6 +160,16 @@ def test_a_tape_keeps_what_is_needed_and_says_where_it_was_when_a_call_fails() -
         assert position.step == 9
 
 
+def test_a_tape_pauses_between_its_tasks() -> None:
+    steps: list[int] = []
+    position = Position(between=lambda: steps.append(position.step))
+    tasks = [TapeTask(step, (TapeCall(step, lambda s: torch.ones(1), ()),), ()) for step in (3, 5)]
+    tape = Tape({}, position, tasks, {})
+    for times in (1, 2):
+        tape.run()
+        assert steps == [3, 5] * times
+
+
 def test_a_call_that_gives_another_shape_is_noticed_the_first_time() -> None:
     tape = Tape({}, Position(), [TapeTask(0, (TapeCall(1, lambda s: torch.ones(3), ()),), ())], {1: (2,)})
     with pytest.raises(AssertionError, match=r"expected \(2,\), found \(3,\)"):

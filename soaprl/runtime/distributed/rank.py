@@ -12,6 +12,7 @@ from soaprl.runtime.calls import Kernel
 from soaprl.runtime.distributed.failures import Failures
 from soaprl.runtime.distributed.groups import DEFAULT_TIMEOUT_S, Groups
 from soaprl.runtime.distributed.health import Place, place_of
+from soaprl.runtime.distributed.scheduling import serve_gloo
 from soaprl.runtime.distributed.transport import Arrival, LinkError, Transport
 from soaprl.runtime.local import kernels
 from soaprl.runtime.logical import UpdateRank, Watch
@@ -77,6 +78,8 @@ class DistributedRank:
         # The shared step at hand, and where in its program the rank is.
         self._shared: Shared | None = None
         self._position = self.state.tasks.position
+        if groups.backend == "gloo":
+            self._position.between = serve_gloo
         self.num_iterations = 0
 
     @property
@@ -121,7 +124,7 @@ class DistributedRank:
             if apart not in self._steps:
                 self._steps[apart] = bound_steps(self.state, apart=apart)
             for number, step, waits, shared, run, drops in self._steps[apart]:
-                position.step = number
+                position.come_to(number)
                 if waits:
                     self._complete(waits)
                 if shared is not None:

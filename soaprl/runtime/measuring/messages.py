@@ -1,4 +1,4 @@
-"""Times messages between ranks, sent as the runtime sends them.
+"""Times messages between ranks, sent as the runtime sends them; what computes meanwhile serves gloo likewise.
 
 What takes long is repeated less often; ranks agree on how often by what the first of them saw (`_usual_s`).
 Of the repeats the lower quartile counts: what else machines do only ever takes time away.
@@ -17,6 +17,8 @@ from typing import TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from soaprl.runtime.distributed.scheduling import serve_gloo
 
 # What to do ("send" or "receive"), with which tensor, and with whom.
 Operation: TypeAlias = tuple[str, Tensor, int]
@@ -72,6 +74,7 @@ def one_way_s(rank: int, pair: tuple[int, int], size: int, device: torch.device,
         start_s = now_s = time.perf_counter()
         while now_s < start_s + for_s:
             torch.mm(matrix, matrix)
+            serve_gloo()
             now_s = time.perf_counter()
         return now_s - start_s
 
@@ -152,6 +155,7 @@ def carry_s_per_byte(
         done, start_s = 0, time.perf_counter()
         while (now_s := time.perf_counter()) < start_s + for_s:
             torch.mm(weights, inputs, out=outputs)
+            serve_gloo()
             done += 1
         return done / (now_s - start_s)
 
