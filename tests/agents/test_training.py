@@ -211,6 +211,22 @@ def test_trainings_with_other_seeds_validate_on_the_same_problems(tmp_path: Path
     assert len(taught) > 1
 
 
+def test_trainings_with_one_teacher_share_the_lessons_of_the_first_round(tmp_path: Path) -> None:
+    text = RECIPE.replace("timesteps: 150", "timesteps: 0").replace("400}", "400, seed: 5}")
+    folders = []
+    for seed in (1, 2):
+        recipe = parse_recipe(text + f"seed: {seed}\n", "here")
+        folders.append(train(training(tmp_path / str(seed), recipe)))
+    for index in (0, 1):
+        name, _ = planned(training(folders[0]), 0, index)
+        one, other = (load_lessons(folder / "lessons" / f"0-00{index}.npz", name) for folder in folders)
+        assert len(one.operators)
+        for field in ("operators", "kinds", "contexts", "excess", "winner", "times_s"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+    first, second = (load_checkpoint(folder).network.state_dict() for folder in folders)
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_a_folder_keeps_its_recipe(tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE, "here")
     assert keep_beginning(tmp_path, recipe) == keep_beginning(tmp_path, None) == (recipe, None)

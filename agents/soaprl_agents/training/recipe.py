@@ -37,12 +37,15 @@ class TeachingSection(Section):
         recited: Share of the operators of a winner that become sequential rows, each time.
         disturbance: Share of the operators that are decided otherwise in them.
         kicks: From a local optimum, this share of the operators at most gets random candidates.
+        seed: Of the teacher and of the order of the problems; None: the recipe's. Where it is given, lessons
+            of the first round do not depend on the recipe's seed: trainings that differ in it can share them.
     """
 
     evaluations: Positive = 12_000
     recited: Share = 0.5
     disturbance: Share = 0.08
     kicks: Share = 0.3
+    seed: int | None = None
 
 
 class RoundSection(Section):
@@ -138,6 +141,11 @@ class Recipe(Section):
     rounds: tuple[RoundSection, ...] = ()
     imitation: ImitationSection = ImitationSection()
     ppo: PpoSection = PpoSection()
+
+    @property
+    def teaching_seed(self) -> int:
+        """Of the teacher and of the order of the problems."""
+        return self.seed if self.teaching.seed is None else self.teaching.seed
 
     @model_validator(mode="after")
     def _does_something(self) -> "Recipe":

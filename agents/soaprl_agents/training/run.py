@@ -144,7 +144,7 @@ def _collected(
     planning = []
     for index in range(total):
         name, make = planned(training, number, index)
-        seed = training.recipe.seed * 1_000_000 + number * 10_000 + index
+        seed = training.recipe.teaching_seed * 1_000_000 + number * 10_000 + index
         planning.append(Lesson(name, make, seed, folder / f"{number}-{index:03d}.npz"))
 
     def say(done: int, name: str) -> None:
@@ -165,7 +165,9 @@ def planned(training: Training, number: int, index: int) -> tuple[str, Callable[
     source = training.validation if validates else training.problems
     before = sum(one.validation if validates else one.problems for one in rounds[:number])
     place = before + index - (0 if validates else rounds[number].validation)
-    order = _in_order(source, rounds[number].only, (0, 1) if validates else (training.recipe.seed, 0))
+    order = _in_order(
+        source, rounds[number].only, (0, 1) if validates else (training.recipe.teaching_seed, 0)
+    )
     which = order[place % len(order)]
     return source.names[which], partial(source.problem, which)
 
