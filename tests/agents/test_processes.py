@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from soaprl_agents.processes import processes, shifts
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes of others, as only Linux can")
-def test_when_the_parent_is_killed_its_processes_end(tmp_path):
+def test_when_the_parent_is_killed_its_processes_end(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
@@ -43,10 +44,10 @@ def test_when_the_parent_is_killed_its_processes_end(tmp_path):
             os.close(ended)
 
 
-def test_a_process_that_ends_by_itself_is_an_error_that_says_what_to_do():
+def test_a_process_that_ends_by_itself_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(PolicyError, match="fewer --workers"), processes(1) as pool:
         pool.submit(os._exit, 1).result()
 
 
-def test_shifts_keep_the_order():
+def test_shifts_keep_the_order() -> None:
     assert list(shifts(range(5), 2)) == [range(2), range(2, 4), range(4, 5)]
