@@ -17,7 +17,7 @@ from soaprl_envs.features import ProblemFeatures, problem_features
 
 from soaprl.simulator.problem import Problem
 from soaprl.strategy.strategy import Strategy
-from soaprl_agents.network import Encoding, PolicyNetwork, collate, log_probabilities
+from soaprl_agents.network import Decider, Encoding, collate, log_probabilities
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
 
 
 class ProblemPolicy:
-    """A network that has encoded one problem.
+    """A network, or an ensemble, that has encoded one problem.
 
     Attributes:
         network: The network.
@@ -45,7 +45,7 @@ class ProblemPolicy:
         encoding: What it made of that.
     """
 
-    def __init__(self, network: PolicyNetwork, offered: Choices, features: ProblemFeatures) -> None:
+    def __init__(self, network: Decider, offered: Choices, features: ProblemFeatures) -> None:
         self.network = network
         self.choices = offered
         self.features = features
@@ -79,7 +79,7 @@ class ProblemPolicy:
         return [self.choices.strategy(row) for row in chosen]
 
 
-def ready_policy(network: PolicyNetwork, problem: Problem) -> ProblemPolicy:
+def ready_policy(network: Decider, problem: Problem) -> ProblemPolicy:
     """`network` with `problem` encoded."""
     offered = choices(problem)
     return ProblemPolicy(network, offered, problem_features(offered))

@@ -10,7 +10,7 @@ from soaprl_envs.context import Contexts
 from soaprl_envs.features import ProblemFeatures
 from torch import Tensor
 
-from soaprl_agents.network import PolicyNetwork, collate, log_probabilities
+from soaprl_agents.network import Decider, collate, log_probabilities
 
 
 class Forced(NamedTuple):
@@ -45,7 +45,7 @@ def forced(choices: Choices, features: ProblemFeatures, chosen: NDArray[np.int64
     )
 
 
-def decision_log_probability(network: PolicyNetwork, features: ProblemFeatures, decisions: Forced) -> Tensor:
+def decision_log_probability(network: Decider, features: ProblemFeatures, decisions: Forced) -> Tensor:
     """Log-probability of each decision, [M]; differentiable."""
     encoding = network.encode(collate([features]))
     decision = network.decide(encoding, decisions.operators, decisions.contexts)
@@ -54,7 +54,7 @@ def decision_log_probability(network: PolicyNetwork, features: ProblemFeatures, 
 
 
 def strategy_log_probability(
-    network: PolicyNetwork, choices: Choices, features: ProblemFeatures, chosen: NDArray[np.int64]
+    network: Decider, choices: Choices, features: ProblemFeatures, chosen: NDArray[np.int64]
 ) -> Tensor:
     """Log-probability of sampling each of the strategies `chosen` [B, N] in one sweep, [B]."""
     decisions = forced(choices, features, chosen)

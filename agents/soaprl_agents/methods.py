@@ -12,14 +12,14 @@ from soaprl.search.task import SearchResult, SearchTask
 from soaprl.strategy.strategy import Strategy
 
 if TYPE_CHECKING:
-    from soaprl_agents.network import PolicyNetwork
+    from soaprl_agents.network import Decider
 
 
 def learned_methods(policy: Path | None = None) -> dict[str, Method]:
     """The methods by name.
 
     Args:
-        policy: Folder of a checkpoint; None: the one that comes with soaprl.
+        policy: Folder of a checkpoint or an ensemble; None: the one that comes with soaprl.
     """
     known = (
         Method(
@@ -72,8 +72,9 @@ def _finetune(folder: Path | None, task: SearchTask) -> SearchResult:
     return finetune.search_finetune(task, _network(folder))
 
 
-def _network(folder: Path | None) -> "PolicyNetwork":
-    """The network of the checkpoint in `folder`, or of the one that comes with soaprl."""
-    from soaprl_agents.checkpoints import load_checkpoint, shipped_checkpoint
+def _network(folder: Path | None) -> "Decider":
+    """The network, or the networks, of the policy in `folder`, or of the one that comes with soaprl."""
+    from soaprl_agents.checkpoints import shipped_checkpoint
+    from soaprl_agents.ensembles import load_policy
 
-    return load_checkpoint(shipped_checkpoint() if folder is None else folder).network
+    return load_policy(shipped_checkpoint() if folder is None else folder).network

@@ -20,6 +20,7 @@ from soaprl import __version__
 from soaprl.cli.clusters import clusters
 from soaprl.cli.compare import compare
 from soaprl.cli.demo import demo
+from soaprl.cli.ensemble import ensemble
 from soaprl.cli.evaluate import evaluate
 from soaprl.cli.export import export
 from soaprl.cli.methods import methods
@@ -54,6 +55,7 @@ COMMANDS = (
     search,
     compare,
     train,
+    ensemble,
     evaluate,
     profile,
     validate,

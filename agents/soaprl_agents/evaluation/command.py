@@ -8,7 +8,8 @@ from soaprl_envs.problems import NamedProblems, ProblemSpec, load_suite
 
 from soaprl.errors import PolicyError
 from soaprl.search.method import Method
-from soaprl_agents.checkpoints import load_checkpoint, shipped_checkpoint, weights_digest
+from soaprl_agents.checkpoints import shipped_checkpoint
+from soaprl_agents.ensembles import load_policy
 from soaprl_agents.evaluation.runs import Entry, EvaluationPlan, PolicyLabel
 from soaprl_agents.methods import learned_methods
 
@@ -33,7 +34,7 @@ def evaluation_plan(
     """The plan of an evaluation.
 
     Args:
-        policies: Folders of checkpoints; none: the one that comes with soaprl.
+        policies: Folders of checkpoints or ensembles; none: the one that comes with soaprl.
         suite: Name or file of a suite.
         only: What names of problems begin with; empty: all problems.
         methods: The methods; those that use a policy run with each.
@@ -72,16 +73,15 @@ def _known(folders: Sequence[Path]) -> list[_Known]:
     found: dict[str, Path] = {}
     known = []
     for folder in folders:
-        checkpoint = load_checkpoint(folder)
-        digest = weights_digest(folder)[:12]
+        policy = load_policy(folder)
+        digest = policy.digest[:12]
         if digest in found:
             raise PolicyError(
                 f"expected different policies, found the same weights in {found[digest]} and {folder}."
                 " Name each policy once: its runs would count twice."
             )
         found[digest] = folder
-        seed = dict(checkpoint.training.get("recipe") or {}).get("seed")
-        label = PolicyLabel(digest, checkpoint.name, seed if isinstance(seed, int) else None)
+        label = PolicyLabel(digest, policy.name, policy.seed)
         known.append(_Known(label, learned_methods(folder)))
     return known
 

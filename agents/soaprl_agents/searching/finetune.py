@@ -30,7 +30,7 @@ from soaprl.search.task import (
 )
 from soaprl_agents.decoding import ProblemPolicy, sweep
 from soaprl_agents.forcing import decision_log_probability, forced
-from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.network import Decider
 from soaprl_agents.training.learner import seeded
 
 METHOD = "finetune"
@@ -70,7 +70,7 @@ class _Elite(NamedTuple):
 
 
 def search_finetune(
-    task: SearchTask, network: PolicyNetwork, settings: FinetuneSettings | None = None
+    task: SearchTask, network: Decider, settings: FinetuneSettings | None = None
 ) -> SearchResult:
     """Sample and train until the budget is spent.
 
@@ -102,7 +102,7 @@ def search_finetune(
 
 
 class _Finetune:
-    def __init__(self, task: SearchTask, network: PolicyNetwork, settings: FinetuneSettings) -> None:
+    def __init__(self, task: SearchTask, network: Decider, settings: FinetuneSettings) -> None:
         self._task = task
         self._origin_s = task.clock()
         self._settings = settings

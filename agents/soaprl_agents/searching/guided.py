@@ -35,7 +35,7 @@ from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_proc
 from soaprl.search.task import Evaluation, SearchResult, SearchTask, accepts, rank
 from soaprl.strategy.strategy import Strategy
 from soaprl_agents.decoding import ProblemPolicy, ready_policy, sweep
-from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.network import Decider
 from soaprl_agents.searching.mixture import Move, Proposer
 from soaprl_agents.searching.samples import Sampler, SampleSettings
 
@@ -76,7 +76,7 @@ class GuidedSettings:
 
 def search_guided(
     task: SearchTask,
-    network: PolicyNetwork,
+    network: Decider,
     settings: GuidedSettings | None = None,
     *,
     start: Strategy | None = None,

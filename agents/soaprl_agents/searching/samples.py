@@ -25,7 +25,7 @@ from soaprl.search.stepping import Replay, Scored, Trial, View, packed, run_proc
 from soaprl.search.task import Evaluation, SearchResult, SearchTask, rank
 from soaprl.strategy.strategy import Strategy
 from soaprl_agents.decoding import ProblemPolicy, ready_policy, spread_temperatures, sweep
-from soaprl_agents.network import PolicyNetwork
+from soaprl_agents.network import Decider
 
 METHOD = "policy"
 
@@ -53,7 +53,7 @@ class SampleSettings:
 
 
 def search_samples(
-    task: SearchTask, network: PolicyNetwork, settings: SampleSettings | None = None
+    task: SearchTask, network: Decider, settings: SampleSettings | None = None
 ) -> SearchResult:
     """Sample strategies until the budget or `SampleSettings.num_batches` is reached.
 

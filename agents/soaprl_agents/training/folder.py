@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from soaprl_agents.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
+from soaprl_agents.checkpoints import Checkpoint, save_checkpoint, weights_digest
+from soaprl_agents.ensembles import load_member
 from soaprl_agents.training.recipe import Recipe
 
 from soaprl.atomic import make_folder, write_text_atomic
@@ -50,6 +51,8 @@ def keep_beginning(folder: Path, recipe: Recipe | None, policy: Path | None = No
             " Name another folder with --out, or leave the recipe out and --resume."
         )
     begun_with = _kept_policy(folder)
+    if policy is not None:
+        load_member(policy)
     if policy is not None and (begun_with is None or weights_digest(policy) != begun_with.training["sha256"]):
         raise PolicyError(
             f"{folder}: expected the policy that the training here began with, found {policy}."
@@ -119,5 +122,5 @@ def _read_recipe(path: Path) -> Recipe:
 
 def _identified(folder: Path) -> Checkpoint:
     """The checkpoint, with the SHA-256 of its weights among what is known of its training."""
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_member(folder)
     return replace(checkpoint, training={**checkpoint.training, "sha256": weights_digest(folder)})
