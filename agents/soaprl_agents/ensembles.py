@@ -46,6 +46,11 @@ class Policy(NamedTuple):
     digest: str
     seed: int | None
 
+    @property
+    def num_members(self) -> int:
+        """How many networks decide."""
+        return len(self.network.members) if isinstance(self.network, Ensemble) else 1
+
 
 class _Config(BaseModel):
     """The file of an ensemble."""

@@ -131,7 +131,9 @@ def test_the_command_joins_and_every_method_searches_with_what_it_wrote(
     words = ["evaluate", "--policy", str(folder), "--policy", str(folder / "first"), "--suite", "small"]
     words += ["--only", "synthetic-0", "--methods", "mcmc,policy", "--budgets", "8", "--seeds", "1"]
     assert run([*words, "--out", str(report), "--json"]) == 0
-    assert [label["seed"] for label in json.loads(capsys.readouterr().out)["policies"]] == [None, 0]
+    labels = json.loads(capsys.readouterr().out)["policies"]
+    assert [(label["seed"], label["members"]) for label in labels] == [(None, 2), (0, 1)]
+    assert "2 policies (both, toy; training seed 0, ensemble of 2)" in (report / "summary.md").read_text()
     assert run(["ensemble", str(members[0]), "--out", str(tmp_path / "one")]) == 2
     assert "at least two policies" in capsys.readouterr().err
 

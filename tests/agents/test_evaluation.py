@@ -202,7 +202,7 @@ def test_runs_of_several_policies_are_pooled_and_compared_seed_by_seed(tmp_path:
         headline("toys", summary) == "toys: 1 problem, 2 policies (toy; training seeds 0, 1), 2 search seeds"
     )
     assert "| policy | 10 | 0.750 | 0.250 |" in markdown("toys", summary)
-    assert summary.as_json()["policies"][1] == {"digest": "bb", "name": "toy", "seed": 1}
+    assert summary.as_json()["policies"][1] == {"digest": "bb", "name": "toy", "seed": 1, "members": 1}
 
 
 def test_a_method_with_a_policy_runs_once_for_each_policy_and_seed(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _known(folders: Sequence[Path]) -> list[_Known]:
                 " Name each policy once: its runs would count twice."
             )
         found[digest] = folder
-        label = PolicyLabel(digest, policy.name, policy.seed)
+        label = PolicyLabel(digest, policy.name, policy.seed, policy.num_members)
         known.append(_Known(label, learned_methods(folder)))
     return known
 

@@ -57,9 +57,16 @@ def headline(suite: str, summary: Summary) -> str:
 def counted_policies(known: Sequence[PolicyLabel]) -> str:
     """How many policies, their names and the seeds of their trainings."""
     names = ", ".join(dict.fromkeys(label.name for label in known))
-    trained = ", ".join(_seed(label) for label in known)
-    seeds = "training seed" if len(known) == 1 else "training seeds"
-    return f"{_counted(len(known), 'policy', 'policies')} ({names}; {seeds} {trained})"
+    return f"{_counted(len(known), 'policy', 'policies')} ({names}; {_trained(known)})"
+
+
+def _trained(known: Sequence[PolicyLabel]) -> str:
+    """The seeds of trainings, and the sizes of ensembles."""
+    single = [_seed(label) for label in known if label.members == 1]
+    parts = [f"ensemble of {label.members}" for label in known if label.members > 1]
+    if single:
+        parts.insert(0, f"training {'seed' if len(single) == 1 else 'seeds'} {', '.join(single)}")
+    return ", ".join(parts)
 
 
 def _counted(number: int, one: str, many: str = "") -> str:
@@ -70,7 +77,7 @@ def markdown(suite: str, summary: Summary) -> str:
     """The tables in Markdown."""
     text = f"{headline(suite, summary)}.\n\n{_lines(columns(summary), table(summary))}"
     if len(summary.policies) > 1:
-        heads = [f"training seed {_seed(label)} ({label.digest})" for label in summary.policies]
+        heads = [f"{_trained([label])} ({label.digest})" for label in summary.policies]
         text += "\nScore of each policy by itself, IQM:\n\n"
         text += _lines(("method", "evaluations", *heads), by_policy(summary))
     return text

@@ -40,12 +40,14 @@ class PolicyLabel(NamedTuple):
     Attributes:
         digest: Of its weights; names it in files: other policies have other runs.
         name: What its recipe calls it.
-        seed: Of its training; None where that is not known.
+        seed: Of its training; None where that is not known, and for an ensemble.
+        members: How many networks decide.
     """
 
     digest: str
     name: str = ""
     seed: int | None = None
+    members: int = 1
 
 
 class Entry(NamedTuple):
