@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +110,6 @@ def feature_config(**choices: Any) -> NetworkConfig:
     """A network's configuration for the features of this version; `choices` are its other fields."""
     fields_by_name: dict[str, Any] = {**FEATURE_WIDTHS, **choices}
     return NetworkConfig(**fields_by_name)
-
-
-def shipped_checkpoint() -> Path:
-    """The folder of the checkpoint that comes with soaprl.
-
-    Raises:
-        PolicyError: There is none in this installation.
-    """
-    beside = Path(__file__).resolve().parents[2] / "checkpoints" / DEFAULT
-    with as_file(files("soaprl_agents")) as package:
-        for folder in (package / "checkpoints" / DEFAULT, beside):
-            if (folder / CONFIG).is_file():
-                return folder
-    raise PolicyError(
-        f"no trained policy {DEFAULT!r} comes with this installation. Train one with `soaprl train`, and"
-        " name its folder with --policy."
-    )
-
-
-DEFAULT = "generalist"
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -19,11 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from soaprl.atomic import make_folder, write_bytes_atomic, write_text_atomic
 from soaprl.errors import PolicyError
 from soaprl.strategy.files import describe_validation_error
+from soaprl_agents.cards import checkpoint_card, ensemble_card
 from soaprl_agents.checkpoints import CARD, CONFIG, WEIGHTS, Checkpoint, load_checkpoint, weights_digest
 from soaprl_agents.network import Decider, Ensemble
 
 FORMAT = "soaprl-ensemble"
 VERSION = 1
+
+# What the policy that comes with soaprl is called.
+SHIPPED = "generalist"
 
 # Names of folders: nothing that leads out of the ensemble's own.
 _MEMBER = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
@@ -74,19 +79,13 @@ def load_policy(folder: Path) -> Policy:
         seed = dict(checkpoint.training.get("recipe") or {}).get("seed")
         known = seed if isinstance(seed, int) else None
         return Policy(checkpoint.network, checkpoint.name, weights_digest(folder), known)
-    path = folder / CONFIG
-    try:
-        config = _Config.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise PolicyError(
-            f"{path}: damaged ensemble: {describe_validation_error(error)}. Fetch it again."
-        ) from error
+    config = _read_config(folder)
     members = []
     for name, digest in config.members.items():
         members.append(load_checkpoint(folder / name).network)
         if (found := weights_digest(folder / name)) != digest:
             raise PolicyError(
-                f"{folder / name}: expected the weights {digest} that {path} names, found {found}."
+                f"{folder / name}: expected the weights {digest} that {folder / CONFIG} names, found {found}."
                 " The member was changed; join them anew with `soaprl ensemble`, or fetch the ensemble again."
             )
     return Policy(Ensemble(members).eval(), config.name, _joined(list(config.members.values())), None)
@@ -126,11 +125,44 @@ def save_ensemble(folder: Path, name: str, members: Sequence[Path]) -> None:
     for member in members:
         own = folder / member.resolve().name
         make_folder(own)
-        for file in (WEIGHTS, CONFIG, CARD):
-            if (member / file).is_file():
-                write_bytes_atomic(own / file, (member / file).read_bytes())
+        for file in (WEIGHTS, CONFIG):
+            write_bytes_atomic(own / file, (member / file).read_bytes())
+        card = member / CARD
+        text = (
+            card.read_text(encoding="utf-8") if card.is_file() else checkpoint_card(load_checkpoint(member))
+        )
+        write_text_atomic(own / CARD, text)
+    write_text_atomic(folder / CARD, ensemble_card(name, list(digests)))
     content = {"format": FORMAT, "version": VERSION, "name": name, "members": digests}
     write_text_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The folders of the checkpoints in the policy in `folder`: of an ensemble's members, or `folder` itself.
+
+    Raises:
+        PolicyError: An ensemble's file is damaged.
+    """
+    if not is_ensemble(folder):
+        return [folder]
+    return [folder / name for name in _read_config(folder).members]
+
+
+def shipped_policy() -> Path:
+    """The folder of the policy that comes with soaprl, an ensemble.
+
+    Raises:
+        PolicyError: There is none in this installation.
+    """
+    beside = Path(__file__).resolve().parents[2] / "checkpoints" / SHIPPED
+    with as_file(files("soaprl_agents")) as package:
+        for folder in (package / "checkpoints" / SHIPPED, beside):
+            if (folder / CONFIG).is_file():
+                return folder
+    raise PolicyError(
+        f"no trained policy {SHIPPED!r} comes with this installation. Train one with `soaprl train`, and"
+        " name its folder with --policy."
+    )
 
 
 def load_member(folder: Path) -> Checkpoint:
@@ -140,11 +172,21 @@ def load_member(folder: Path) -> Checkpoint:
         PolicyError: As `load_checkpoint`, and there is an ensemble.
     """
     if is_ensemble(folder):
+        names = ", ".join(str(member) for member in member_folders(folder))
         raise PolicyError(
-            f"{folder}: expected one trained policy, found an ensemble of several. Name a member, one of the"
-            " folders in it."
+            f"{folder}: expected one trained policy, found an ensemble of several. Name a member: {names}."
         )
     return load_checkpoint(folder)
+
+
+def _read_config(folder: Path) -> _Config:
+    path = folder / CONFIG
+    try:
+        return _Config.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise PolicyError(
+            f"{path}: damaged ensemble: {describe_validation_error(error)} Fetch it again."
+        ) from error
 
 
 def _check_member(member: Path, label: str, known: dict[str, str]) -> None:

@@ -74,7 +74,6 @@ def _finetune(folder: Path | None, task: SearchTask) -> SearchResult:
 
 def _network(folder: Path | None) -> "Decider":
     """The network, or the networks, of the policy in `folder`, or of the one that comes with soaprl."""
-    from soaprl_agents.checkpoints import shipped_checkpoint
-    from soaprl_agents.ensembles import load_policy
+    from soaprl_agents.ensembles import load_policy, shipped_policy
 
-    return load_policy(shipped_checkpoint() if folder is None else folder).network
+    return load_policy(shipped_policy() if folder is None else folder).network

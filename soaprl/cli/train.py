@@ -24,9 +24,12 @@ def train(
         typer.Option(
             "--policy",
             metavar="DIR",
-            help="A policy that learns further: a checkpoint's folder, or generalist, the one that comes with"
-            " soaprl. Default: one that has learned nothing.",
+            help="A policy that learns further: a checkpoint's folder, or generalist, the first member of the"
+            " ensemble that comes with soaprl. Default: one that has learned nothing.",
         ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the training, instead of the recipe's.")
     ] = None,
     timesteps: Annotated[
         int | None,
@@ -56,22 +59,26 @@ def train(
     It can be ended at any time; the same command, or --resume, goes on. With --policy a trained policy learns
     further, by a recipe with problems of your own, say.
     """
-    from soaprl_agents.checkpoints import DEFAULT, shipped_checkpoint
+    from soaprl_agents.ensembles import SHIPPED, member_folders, shipped_policy
     from soaprl_agents.training.recipe import Recipe, load_recipe
     from soaprl_agents.training.run import open_training
     from soaprl_agents.training.run import train as run_training
 
     from soaprl.errors import PolicyError
 
-    if resume is not None and (recipe or policy or out or timesteps is not None):
+    changed = seed is not None or timesteps is not None
+    if resume is not None and (recipe or policy or out or changed):
         raise PolicyError(
-            f"--resume goes on as {resume} was begun: leave --recipe, --policy, --out and --timesteps out."
+            f"--resume goes on as {resume} was begun:"
+            " leave --recipe, --policy, --out, --seed and --timesteps out."
         )
-    if policy is not None and str(policy) == DEFAULT and not policy.is_dir():
-        policy = shipped_checkpoint()
+    if policy is not None and str(policy) == SHIPPED and not policy.is_dir():
+        policy = member_folders(shipped_policy())[0]
     wanted: Recipe | None = None
     if resume is None:
         wanted = load_recipe(recipe or DEFAULT_RECIPE)
+        if seed is not None:
+            wanted = wanted.model_copy(update={"seed": seed})
         if timesteps is not None:
             wanted = wanted.model_copy(update={"ppo": wanted.ppo.model_copy(update={"timesteps": timesteps})})
     folder = resume or out or Path("out") / (wanted.name if wanted else "")

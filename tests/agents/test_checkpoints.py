@@ -11,7 +11,6 @@ from soaprl_agents.checkpoints import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
-    shipped_checkpoint,
 )
 
 from soaprl.errors import PolicyError
@@ -100,10 +99,3 @@ def test_features_of_another_width_are_an_error(folder: Path) -> None:
 def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"nowhere/config\.json: expected a checkpoint: [^:]*$"):
         load_checkpoint(tmp_path / "nowhere")
-
-
-def test_the_checkpoint_that_comes_with_soaprl_fits_the_features_and_is_small() -> None:
-    folder = shipped_checkpoint()
-    assert load_checkpoint(folder).name == "generalist"
-    assert (folder / CARD).is_file()
-    assert (folder / WEIGHTS).stat().st_size < 20_000_000

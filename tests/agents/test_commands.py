@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from soaprl_agents.checkpoints import Checkpoint, save_checkpoint
+from soaprl_agents.checkpoints import CARD, Checkpoint, save_checkpoint
 
 from soaprl.cli import run
 from tests.agents.networks import decided_network
@@ -37,6 +37,10 @@ def test_a_policy_is_trained_gone_on_with_evaluated_and_compared(
     recipe.write_text(RECIPE)
     assert run(["train", "--recipe", str(recipe), "--timesteps", "0", "--out", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["ppo"]["timesteps"] == 0
+    assert "seed: 0" in (folder / CARD).read_text()
+    other = ["train", "--recipe", str(recipe), "--timesteps", "0", "--out", str(folder), "--seed", "3"]
+    assert run(other) == 2
+    assert "expected the recipe" in capsys.readouterr().err
     assert run(["train", "--resume", str(folder)]) == 0
     words = ["evaluate", "--policy", str(folder), "--policy", str(policy), "--workers", "2"]
     words += ["--suite", "small", "--only", "synthetic-0,synthetic-1"]
@@ -56,8 +60,9 @@ def test_a_policy_is_trained_gone_on_with_evaluated_and_compared(
         (["train", "--recipe", "generalists"], "Did you mean 'generalist'"),
         (
             ["train", "--resume", "nowhere", "--out", "x"],
-            "leave --recipe, --policy, --out and --timesteps out",
+            "leave --recipe, --policy, --out, --seed and --timesteps out",
         ),
+        (["train", "--resume", "nowhere", "--seed", "1"], "leave --recipe, --policy, --out, --seed"),
         (["train", "--resume", "nowhere"], "expected a training to resume"),
         (["train", "--policy", "nowhere"], "Name the folder of a trained policy"),
         (

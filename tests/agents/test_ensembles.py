@@ -8,7 +8,7 @@ import pytest
 import torch
 from soaprl_agents.checkpoints import CARD, CONFIG, WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from soaprl_agents.decoding import ProblemPolicy, ready_policy, sweep
-from soaprl_agents.ensembles import load_policy, save_ensemble
+from soaprl_agents.ensembles import load_policy, member_folders, save_ensemble, shipped_policy
 from soaprl_agents.network import Ensemble, collate, log_probabilities
 from soaprl_agents.training.folder import keep_beginning
 from soaprl_agents.training.recipe import load_recipe
@@ -69,6 +69,15 @@ def test_an_ensemble_comes_back_as_its_members_were(tmp_path: Path, members: lis
         assert (tmp_path / "both" / folder.name / CARD).read_text() == (folder / CARD).read_text()
         assert torch.equal(member.score.weight, load_checkpoint(folder).network.score.weight)
     assert [load_policy(folder).seed for folder in members] == [0, 1]
+    card = (tmp_path / "both" / CARD).read_text()
+    assert card.startswith("# pair\n")
+    assert all(f"]({folder.name}/{CARD})" in card for folder in members)
+
+
+def test_a_member_without_a_card_gets_one(tmp_path: Path, members: list[Path]) -> None:
+    (members[0] / CARD).unlink()
+    save_ensemble(tmp_path / "both", "pair", members)
+    assert (tmp_path / "both" / members[0].name / CARD).read_text().startswith("# toy\n")
 
 
 def test_wrong_members_are_errors_and_nothing_is_written(tmp_path: Path, members: list[Path]) -> None:
@@ -145,3 +154,17 @@ def test_a_problem_is_encoded_once_for_all_members() -> None:
 
     policy = ProblemPolicy(Ensemble(networks), choices(larger_problem()), features)
     assert policy.encoding.candidates.shape == (*features.mask.shape, 32)
+
+
+def test_the_policy_that_comes_with_soaprl_fits_the_features_and_is_small() -> None:
+    folder = shipped_policy()
+    assert load_policy(folder).name == "generalist"
+    members = member_folders(folder)
+    seeds = [load_policy(member).seed for member in members]
+    assert seeds == [0, 1, 2]
+    assert all((own / CARD).is_file() for own in (folder, *members))
+    assert sum((member / WEIGHTS).stat().st_size for member in members) < 20_000_000
+    recipe = load_recipe("generalist")
+    for seed, member in zip(seeds, members, strict=True):
+        found = load_checkpoint(member).training["recipe"]
+        assert found == recipe.model_copy(update={"seed": seed}).model_dump(mode="json")

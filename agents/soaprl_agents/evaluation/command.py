@@ -8,8 +8,7 @@ from soaprl_envs.problems import NamedProblems, ProblemSpec, load_suite
 
 from soaprl.errors import PolicyError
 from soaprl.search.method import Method
-from soaprl_agents.checkpoints import shipped_checkpoint
-from soaprl_agents.ensembles import load_policy
+from soaprl_agents.ensembles import load_policy, shipped_policy
 from soaprl_agents.evaluation.runs import Entry, EvaluationPlan, PolicyLabel
 from soaprl_agents.methods import learned_methods
 
@@ -46,7 +45,7 @@ def evaluation_plan(
         PolicyError: A policy cannot be loaded, budgets are no numbers, or no problem is left.
         SoaprlError: There is no such suite.
     """
-    known = _known(policies or (shipped_checkpoint(),))
+    known = _known(policies or (shipped_policy(),))
     words = budgets.split(",")
     if not all(word.strip().isdigit() and int(word) for word in words):
         raise PolicyError(f"expected budgets such as 1,16,64, found {budgets!r}.")

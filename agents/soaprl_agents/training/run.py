@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from soaprl_agents.cards import checkpoint_card
 from soaprl_agents.checkpoints import Checkpoint, feature_config, save_checkpoint
 from soaprl_agents.network import PolicyNetwork
 from soaprl_agents.training.collect import Lesson, collect_all
@@ -248,7 +249,8 @@ def _save(training: Training, network: PolicyNetwork, stage: str) -> None:
     if training.begun_with is not None:
         before = training.begun_with
         trained["begun_with"] = {"name": before.name, **before.training}
-    save_checkpoint(training.folder, Checkpoint(network=network, name=training.recipe.name, training=trained))
+    checkpoint = Checkpoint(network=network, name=training.recipe.name, training=trained)
+    save_checkpoint(training.folder, checkpoint, checkpoint_card(checkpoint))
 
 
 @contextmanager
